@@ -1,0 +1,4 @@
+package fhir
+
+// Content is what a strictly parsed resource says of itself.
+type Content struct{}
