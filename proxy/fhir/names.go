@@ -1,9 +1,13 @@
 package fhir
 
-// IsType reports whether s is an R4 resource type.
-func IsType(s string) bool { return s != "" && s[0] >= 'A' && s[0] <= 'Z' }
+import "sort"
 
-// IsID reports whether s is a FHIR id: [A-Za-z0-9\-.]{1,64}.
+//go:generate go run ./gen -out tables.go
+
+// IsType reports whether s is the name of an R4 resource type that has instances: exact, in its own spelling.
+func IsType(s string) bool { return typeIndex(s) != 0 }
+
+// IsID reports whether s is a FHIR id: [A-Za-z0-9\-.]{1,64} (R4 datatypes, id).
 func IsID(s string) bool {
 	if len(s) == 0 || len(s) > 64 {
 		return false
@@ -16,3 +20,84 @@ func IsID(s string) bool {
 	}
 	return true
 }
+
+// ParamType is the type of a search parameter (R4 search, "Search Parameter Types").
+type ParamType uint8
+
+// The types of search parameters.
+const (
+	ParamNumber ParamType = iota + 1
+	ParamDate
+	ParamString
+	ParamToken
+	ParamReference
+	ParamComposite
+	ParamQuantity
+	ParamURI
+	ParamSpecial
+)
+
+// ParamInfo is what R4 says of one search parameter of one type.
+type ParamInfo struct {
+	Name    string
+	Type    ParamType
+	targets uint8 // index into targetSets
+}
+
+// Targets reports whether a reference parameter can point to resources of type typ.
+func (p ParamInfo) Targets(typ string) bool { return targetSets[p.targets].has(typeIndex(typ)) }
+
+// onlyTarget is the one type that a reference parameter can point to, "" when there are none or several.
+func (p ParamInfo) onlyTarget() string {
+	only := ""
+	for i, name := range typeNames {
+		if targetSets[p.targets].has(uint8(i)) {
+			if only != "" {
+				return ""
+			}
+			only = name
+		}
+	}
+	return only
+}
+
+// SearchParam finds a search parameter of R4 by the type that is searched and the parameter's name, without
+// modifier. Those that every type has (_id, _lastUpdated, …) are among each type's; result parameters such as
+// _count are no search parameters.
+func SearchParam(typ, name string) (ParamInfo, bool) {
+	t := typeIndex(typ)
+	if t == 0 || name == "" {
+		return ParamInfo{}, false
+	}
+	if name[0] == '_' {
+		t = 0 // the first group: parameters of every type
+	}
+	group := searchParams[searchParamsOf[t]:searchParamsOf[t+1]]
+	i := sort.Search(len(group), func(i int) bool { return group[i].Name >= name })
+	if i == len(group) || group[i].Name != name {
+		return ParamInfo{}, false
+	}
+	return group[i], true
+}
+
+// CompartmentPaths gives the paths, as names of JSON properties from the resource down, to the references that
+// put a resource of type typ into a patient's compartment (R4 CompartmentDefinition/patient). A property on the
+// way may hold an array: then the path goes through every element. It is nil for types outside of the compartment,
+// and for Patient: of Patients only the patient's own record is inside, whatever links it claims. The result is
+// shared and must not be changed.
+func CompartmentPaths(typ string) [][]string { return compartmentPaths[typeIndex(typ)] }
+
+// InCompartment reports whether resources of type typ can be in a patient's compartment.
+func InCompartment(typ string) bool {
+	t := typeIndex(typ)
+	return t == typePatient || compartmentPaths[t] != nil
+}
+
+// RefersToPatient reports whether a resource of type typ can refer to a patient, or hold any other resource,
+// by an element of its own: extensions and contained resources, which every resource can have, do not count.
+func RefersToPatient(typ string) bool { return patientReferrers.has(typeIndex(typ)) }
+
+// A typeSet is a set of types by their indexes.
+type typeSet [3]uint64
+
+func (s typeSet) has(i uint8) bool { return i != 0 && s[i/64]>>(i%64)&1 == 1 }
