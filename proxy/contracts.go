@@ -44,6 +44,28 @@ type TokenVerifier interface {
 	Verify(ctx context.Context, raw string) (*Token, error)
 }
 
+// Authenticator turns a request's Authorization fields into a verified token. Implemented by proxy/token.
+type Authenticator interface {
+	Authenticate(ctx context.Context, authorization []string) (*Token, error)
+}
+
+// Observer counts calls. Implemented by Metrics.
+type Observer interface {
+	// Call is told of each call once, by its last record.
+	Call(hop Hop, service string, r *Record)
+	// Defect is told of a panic in a journey, by its stack alone.
+	Defect(hop Hop, stack []byte)
+}
+
+// Hop is a ward's side of a call.
+type Hop string
+
+// The hops of a call, in the order in which it passes them.
+const (
+	HopEgress  Hop = "egress"
+	HopIngress Hop = "ingress"
+)
+
 // Binder says whether this workload may carry this token. Implemented by proxy/bind.
 type Binder interface {
 	Bind(caller spiffeid.ID, t *Token) error

@@ -25,6 +25,7 @@ const RecordSchema = "ward.audit/1"
 type Record struct {
 	Schema   string    `json:"schema"`
 	Stage    Stage     `json:"stage"`
+	Hop      Hop       `json:"hop,omitempty"` // the side that recorded
 	Time     time.Time `json:"time"`
 	Decision string    `json:"decision,omitempty"`
 	// Peer is the decision id that the other ward gave to the same call.

@@ -1,0 +1,230 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/wardmesh/ward/proxy/wire"
+)
+
+// EgressOptions is what the local callers' side needs. Every field must be set.
+type EgressOptions struct {
+	Callers  Callers
+	Services Services
+	Pool     *Pool
+	Audit    Recorder
+	Observe  Observer
+	Now      func() time.Time
+}
+
+// Egress takes local applications' plain calls and carries each, as the application itself, to the service's
+// ingress ward.
+type Egress struct{ EgressOptions }
+
+// NewEgress makes the egress of this host.
+func NewEgress(o EgressOptions) *Egress { return &Egress{o} }
+
+// Serve is the journey of a local call that leaves: it mirrors Ingress.Serve. The caller is known before a byte was
+// read (the listener saw to that), and is checked again now that there is a request; the name only routes, the
+// service's identity is pinned when the connection is made. Ingress is the record: what egress writes is not waited
+// for, except when it is the one who answers.
+func (e *Egress) Serve(x *wire.Exchange) {
+	c := e.receive(x)
+	defer c.cancel()
+	for _, step := range [...]func() error{
+		c.attest,  // which workload is this process, still?
+		c.route,   // which service does the name mean?
+		c.permit,  // may this workload call that service?
+		c.rebuild, // without anything that claims an identity
+		c.forward, // over mTLS with the caller's own SVID, to exactly that service
+		c.relay,   // the reply, as ingress released it
+	} {
+		if err := step(); err != nil {
+			c.refuse(err)
+			return
+		}
+	}
+}
+
+// outbound is one call on its way through Serve.
+type outbound struct {
+	*Egress
+	x      *wire.Exchange
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	decision string
+	received time.Time
+	local    *Local
+	caller   Caller
+	service  *Service
+	target   string
+	request  *wire.Request
+	reply    *wire.Response
+}
+
+func (e *Egress) receive(x *wire.Exchange) *outbound {
+	now := e.Now()
+	c := &outbound{Egress: e, x: x, decision: NewDecisionID(now), received: now, cancel: func() {}}
+	c.ctx = x.Context()
+	return c
+}
+
+func (c *outbound) attest() error {
+	c.local = c.x.Conn.(*Local)
+	if c.local.refused != nil {
+		return c.local.refused
+	}
+	if err := c.local.caller.Err(); err != nil {
+		var r *Refusal
+		if errors.As(err, &r) {
+			return r
+		}
+		return Refuse(CausePeerChanged, "%w", err)
+	}
+	c.caller = c.local.caller
+	return nil
+}
+
+// route finds the service. On a service's own socket the socket has decided; elsewhere the name has. A caller that
+// uses Ward as its forward proxy (absolute-form, RFC 9112 §3.2.2) names the host in the target.
+func (c *outbound) route() error {
+	r := &c.x.Request
+	if r.Method == "CONNECT" {
+		return Refuse(CauseMethod, "CONNECT: there is nothing to tunnel to")
+	}
+	host := r.Host
+	c.target = r.Target
+	if rest, ok := cutScheme(r.Target); ok {
+		i := strings.IndexAny(rest, "/?")
+		if i < 0 {
+			i = len(rest)
+		}
+		host, c.target = rest[:i], rest[i:]
+		if !strings.HasPrefix(c.target, "/") {
+			c.target = "/" + c.target
+		}
+	}
+	if !strings.HasPrefix(c.target, "/") || strings.HasPrefix(c.target, "//") {
+		return Refuse(CauseMalformed, "the request target is not a path")
+	}
+	name, err := hostName(host)
+	if err != nil {
+		return err
+	}
+	if s := c.local.service; s != nil {
+		if name != s.Name && name != "localhost" {
+			return Refuse(CauseMalformed, "the Host is neither %s nor localhost on this socket", s.Name)
+		}
+		c.service = s
+		return nil
+	}
+	if c.service = c.Services.Service(name); c.service == nil {
+		return Refuse(CauseUnknownService, "no service of that name")
+	}
+	return nil
+}
+
+func cutScheme(target string) (string, bool) {
+	if len(target) > 7 && strings.EqualFold(target[:7], "http://") {
+		return target[7:], true
+	}
+	return target, false
+}
+
+// hostName gives the lower-case name of a Host field without its port, strictly: letters, digits, dots, hyphens.
+func hostName(host string) (string, error) {
+	name, port, hasPort := strings.Cut(host, ":")
+	if hasPort {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || port[0] == '+' {
+			return "", Refuse(CauseMalformed, "the Host's port is not a port")
+		}
+	}
+	if name == "" || len(name) > 253 {
+		return "", Refuse(CauseMalformed, "the Host is missing or too long")
+	}
+	for i := range len(name) {
+		b := name[i]
+		if !(b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '-' || b == '.') {
+			return "", Refuse(CauseMalformed, "the Host is not a name")
+		}
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return "", Refuse(CauseUnknownService, "the Host is an address, not a service's name")
+	}
+	return strings.ToLower(name), nil
+}
+
+func (c *outbound) permit() error {
+	if !c.service.MayCall(c.caller.ID()) {
+		return Refuse(CauseNotACaller, "%s is not among the callers of %s", c.caller.ID(), c.service.Name)
+	}
+	return nil
+}
+
+func (c *outbound) rebuild() error {
+	r := &c.x.Request
+	if err := checkConnection(r.Header); err != nil {
+		return err
+	}
+	h := append(passOn(r.Header), wire.Field{Name: HeaderDecision, Value: c.decision})
+	c.request = &wire.Request{Method: r.Method, Target: c.target, Host: c.service.Name, Header: h, Body: r.Body, Length: r.Length}
+	return nil
+}
+
+func (c *outbound) forward() error {
+	c.ctx, c.cancel = context.WithTimeout(c.ctx, c.service.MaxExchange)
+	client, err := c.Pool.Client(c.caller, c.service)
+	if err != nil {
+		return err
+	}
+	if c.reply, err = client.RoundTrip(c.ctx, c.request); err != nil {
+		return upstreamFailure(c.x.Context(), c.ctx, err)
+	}
+	return nil
+}
+
+func (c *outbound) relay() error {
+	status, peer := c.reply.Status, peerDecision(c.reply.Header.Values(HeaderDecision))
+	if peer == "" {
+		_ = c.reply.Body.Close()
+		return Refuse(CauseUpstreamReply, "%s answered without a decision", c.service.ID)
+	}
+	n, err := c.x.Commit(&wire.Response{Status: status, Header: c.reply.Header, Body: c.reply.Body, Length: c.reply.Length})
+	rec := c.record()
+	rec.Peer, rec.Status, rec.Bytes, rec.Complete, rec.Effect = peer, status, n, err == nil, Allow.String()
+	if status >= 400 {
+		rec.Effect = ""
+	}
+	_, _ = c.Audit.Append(rec)
+	c.Observe.Call(HopEgress, c.service.Name, rec)
+	return nil
+}
+
+func (c *outbound) record() *Record {
+	r := &Record{Schema: RecordSchema, Stage: StageEgress, Hop: HopEgress, Time: c.Now(), Decision: c.decision,
+		Method: method(c.x.Request.Method), Remote: c.x.Remote, Micros: c.Now().Sub(c.received).Microseconds()}
+	if c.local != nil {
+		r.Process = c.local.process
+		if c.local.caller != nil {
+			r.Caller, r.Remote = c.local.caller.ID().String(), ""
+		}
+	}
+	if c.service != nil {
+		r.Service = c.service.Name
+	}
+	return r
+}
+
+func (c *outbound) refuse(err error) {
+	rec := c.record()
+	rec.Stage = StageRefusal
+	answer := refusal(rec, err, c.decision)
+	recordRefusal(c.Audit, rec)
+	_, _ = c.x.Commit(answer)
+	c.Observe.Call(HopEgress, rec.Service, rec)
+}

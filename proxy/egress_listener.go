@@ -1,0 +1,75 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+
+	"github.com/wardmesh/ward/proxy/wire"
+)
+
+// Local is what the listener knows of a local connection before a byte is read from it.
+type Local struct {
+	caller  Caller
+	service *Service // on a service's own socket
+	process string   // the process's selectors, for the trail
+	refused error    // why it has no identity; each of its requests gets this answer
+}
+
+// Server is the listener's side of the journey. On a service's own socket, service is that service; on the shared
+// loopback listener it is nil and the name in the request routes.
+func (e *Egress) Server(service *Service) *wire.Server {
+	return &wire.Server{
+		Accept: func(ctx context.Context, c net.Conn, _ *tls.ConnectionState) (any, error) {
+			return e.accept(ctx, c, service)
+		},
+		Closed: func(conn any) {
+			if l := conn.(*Local); l.caller != nil {
+				_ = l.caller.Close()
+			}
+		},
+		Handle: e.Serve,
+		Refuse: func(conn any, remote string, status int) *wire.Response {
+			return e.outside(conn.(*Local), remote, Refuse(statusCause(status), "not acceptable HTTP (%d)", status))
+		},
+		Defect: func(stack []byte) { e.Observe.Defect(HopEgress, stack) },
+	}
+}
+
+// accept attests the process behind c. One that is known to have no identity may still speak, so that it can be told
+// why it gets nowhere; one that cannot be attested soundly is cut off, recorded.
+func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Local, error) {
+	l := &Local{service: service}
+	caller, err := e.Callers.Caller(ctx, c)
+	var r *Refusal
+	switch {
+	case err == nil:
+		l.caller = caller
+		if p, ok := caller.(interface{ Process() string }); ok {
+			l.process = p.Process()
+		}
+		return l, nil
+	case errors.As(err, &r):
+		l.refused = r
+		return l, nil
+	}
+	e.outside(l, c.RemoteAddr().String(), Refuse(CausePeerChanged, "%w", err))
+	return nil, err
+}
+
+// outside records a refusal that happened before there was a request, and gives the answer.
+func (e *Egress) outside(l *Local, remote string, err error) *wire.Response {
+	now := e.Now()
+	rec := &Record{Schema: RecordSchema, Stage: StageRefusal, Hop: HopEgress, Time: now, Decision: NewDecisionID(now), Remote: remote, Process: l.process}
+	if l.caller != nil {
+		rec.Caller = l.caller.ID().String()
+	}
+	if l.service != nil {
+		rec.Service = l.service.Name
+	}
+	answer := refusal(rec, err, rec.Decision)
+	recordRefusal(e.Audit, rec)
+	e.Observe.Call(HopEgress, rec.Service, rec)
+	return answer
+}

@@ -1,0 +1,434 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/wardmesh/ward/proxy/fhir"
+	"github.com/wardmesh/ward/proxy/wire"
+)
+
+// IngressOptions is what one service's ingress ward needs. Every field but MaxBody, MaxReply and Ready must be set.
+type IngressOptions struct {
+	Service *Service
+	Self    Identity
+	Denials Denials
+	Tokens  Authenticator
+	Binder  Binder
+	Limits  Limiter
+	Risk    Scorer
+	Policy  Decider
+	Audit   Recorder
+	Observe Observer
+	// Upstream sends a request to the FHIR server.
+	Upstream RoundTripper
+	Now      func() time.Time
+	MaxBody  int64 // bytes of a request body; 0 stands for 4 MiB
+	MaxReply int64 // bytes of a reply that must be checked whole before release; 0 stands for 8 MiB
+}
+
+// RoundTripper sends one request and returns the reply's head. Implemented by wire.Client.
+type RoundTripper interface {
+	RoundTrip(ctx context.Context, r *wire.Request) (*wire.Response, error)
+}
+
+// Ingress stands in front of one FHIR server and lets a call through only when workload, user, request and
+// behaviour are verified.
+type Ingress struct{ IngressOptions }
+
+// NewIngress makes the ingress of one service.
+func NewIngress(o IngressOptions) *Ingress {
+	if o.MaxBody == 0 {
+		o.MaxBody = 4 << 20
+	}
+	if o.MaxReply == 0 {
+		o.MaxReply = 8 << 20
+	}
+	return &Ingress{o}
+}
+
+// Serve is the journey of a call that arrives. The order is the security argument: each step may rely on all that
+// stand above it and on nothing below. Who calls is known before a byte is interpreted; what is asked is known
+// completely before anyone's token is looked at; nothing costly happens for a caller who may not be here; the
+// intent is in the trail before anything is disclosed or changed.
+func (in *Ingress) Serve(x *wire.Exchange) {
+	c := in.receive(x)
+	defer c.end()
+	for _, step := range [...]func() error{
+		c.identify,   // the workload, from its verified SVID; the deny list
+		c.admit,      // may it call this service at all? cheap, before parsing
+		c.understand, // the interaction: one parser, canonical form, fail closed
+		c.user,       // the token: verified, and bound to this workload
+		c.charge,     // limits
+		c.body,       // bounded, strictly parsed: what the resource says of itself
+		c.scope,      // what the token's scopes allow; the patient's compartment
+		c.risk,       // how unusual this is
+		c.decide,     // policy: default deny, an error denies
+		c.intend,     // the trail knows before the server does
+		c.forward,    // the request as it was decided on, rebuilt
+		c.check,      // the reply, where it must be vouched for
+		c.release,    // the trail is durable, then the caller gets it
+	} {
+		if err := step(); err != nil {
+			c.refuse(err)
+			return
+		}
+	}
+}
+
+// inbound is one call on its way through Serve. Each step fills the fields that later ones read.
+type inbound struct {
+	*Ingress
+	x      *wire.Exchange
+	ctx    context.Context
+	cancel context.CancelFunc
+
+	facts    Facts
+	act      fhir.Interaction
+	token    *Token
+	payload  []byte
+	confined fhir.Check
+	decision Decision
+	intent   Receipt
+	reply    *wire.Response
+	patients []string
+}
+
+func (in *Ingress) receive(x *wire.Exchange) *inbound {
+	now := in.Now()
+	c := &inbound{Ingress: in, x: x, facts: Facts{Decision: NewDecisionID(now), Received: now, Service: in.Service.Name}}
+	c.ctx, c.cancel = context.WithTimeout(x.Context(), in.Service.MaxExchange)
+	return c
+}
+
+func (c *inbound) end() {
+	c.cancel()
+	if c.reply != nil && c.reply.Body != nil {
+		_ = c.reply.Body.Close()
+	}
+}
+
+func (c *inbound) identify() error {
+	p, ok := c.x.Conn.(*Peer)
+	if !ok || p.Leaf == nil {
+		return Refuse(CauseNoIdentity, "the connection has no verified certificate")
+	}
+	id := p.ID
+	c.facts.Caller = id
+	if !c.Now().Before(p.Leaf.NotAfter) {
+		return Refuse(CausePeerChanged, "the caller's SVID has expired on this connection")
+	}
+	self, err := c.Self.GetX509SVID()
+	if err != nil {
+		return Refuse(CauseInternal, "this ward has no SVID: %w", err)
+	}
+	c.facts.Self = self.ID
+	if c.Denials.Denied(id) {
+		return Refuse(CauseDenyList, "%s is on the deny list", id)
+	}
+	return nil
+}
+
+func (c *inbound) admit() error {
+	if !c.Service.MayCall(c.facts.Caller) {
+		return Refuse(CauseNotACaller, "%s is not among the callers of %s", c.facts.Caller, c.Service.Name)
+	}
+	return checkConnection(c.x.Request.Header)
+}
+
+func (c *inbound) understand() error {
+	r := &c.x.Request
+	if r.Host != c.Service.Name {
+		return Refuse(CauseMalformed, "the Host is not %s", c.Service.Name)
+	}
+	act, err := fhir.Classify(r.Method, r.Target, c.Service.Base, r.Header.Values)
+	if err != nil {
+		return FromFHIR(err)
+	}
+	c.act = act
+	c.facts.Interactions = []fhir.Interaction{act}
+	return nil
+}
+
+func (c *inbound) user() error {
+	values := c.x.Request.Header.Values("Authorization")
+	if c.act.Kind == fhir.Capabilities && len(values) == 0 {
+		return nil // what a server can do is no secret to a known workload; policy still decides
+	}
+	token, err := c.Tokens.Authenticate(c.ctx, values)
+	if err != nil {
+		return err
+	}
+	c.token = token
+	c.facts.Client, c.facts.User, c.facts.Scopes, c.facts.Purpose = token.Client, token.User, token.Scopes, token.Purpose
+	return c.Binder.Bind(c.facts.Caller, token)
+}
+
+func (c *inbound) charge() error { return c.Limits.Charge(c.ctx, &c.facts) }
+
+func (c *inbound) body() error {
+	r := &c.x.Request
+	takes := c.act.Form || c.act.Kind == fhir.Create || c.act.Kind == fhir.Update
+	if !takes {
+		if r.Length != 0 {
+			return Refuse(CauseMalformed, "a %s has no body", c.act.Kind)
+		}
+		return nil
+	}
+	body, err := c.readBody(r)
+	if err != nil {
+		return err
+	}
+	if c.act.Form {
+		if c.act, err = c.act.WithForm(body, one(r.Header.Values("Content-Type"))); err != nil {
+			return FromFHIR(err)
+		}
+		c.facts.Interactions[0] = c.act
+		c.payload = c.act.FormBody()
+		return nil
+	}
+	if err := fhir.JSONMedia(one(r.Header.Values("Content-Type"))); err != nil {
+		return FromFHIR(err)
+	}
+	content, err := fhir.ParseResource(body, c.content())
+	if err != nil {
+		return FromFHIR(err)
+	}
+	if err := fhir.CheckWrite(c.act, content); err != nil {
+		return FromFHIR(err)
+	}
+	c.facts.Content, c.payload = content, body
+	return nil
+}
+
+// one gives the only value of a field, or a value that no media type has when there are several.
+func one(values []string) string {
+	switch len(values) {
+	case 0:
+		return ""
+	case 1:
+		return values[0]
+	}
+	return "several"
+}
+
+func (c *inbound) readBody(r *wire.Request) ([]byte, error) {
+	if enc := r.Header.Values("Content-Encoding"); len(enc) > 0 && !(len(enc) == 1 && enc[0] == "identity") {
+		return nil, Refuse(CauseMedia, "a body with a content encoding")
+	}
+	if r.Length > c.MaxBody {
+		return nil, Refuse(CauseTooLarge, "%d bytes announced, %d allowed", r.Length, c.MaxBody)
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, c.MaxBody+1))
+	if err != nil {
+		if c.ctx.Err() != nil {
+			return nil, Refuse(CauseTimeout, "the body did not arrive in time")
+		}
+		return nil, Refuse(CauseMalformed, "the body ended early")
+	}
+	if int64(len(body)) > c.MaxBody {
+		return nil, Refuse(CauseTooLarge, "more than %d bytes", c.MaxBody)
+	}
+	return body, nil
+}
+
+func (c *inbound) content() fhir.ContentOptions {
+	return fhir.ContentOptions{Bases: []string{"http://" + c.Service.Name + c.Service.Base}}
+}
+
+func (c *inbound) scope() error {
+	if c.act.Kind == fhir.Capabilities {
+		return nil
+	}
+	grant, verdict := c.facts.Scopes.Permit(c.act)
+	switch verdict {
+	case fhir.Granted:
+	case fhir.NeedsNarrowing:
+		return Refuse(CauseNeedsImage, "only a scope with search parameters allows this")
+	default:
+		return Refuse(CauseScope, "no scope allows %s on %s", c.act.Kind, c.act.Type)
+	}
+	c.facts.Grant = grant
+	if grant.Level != fhir.SystemLevel && c.facts.User == nil {
+		return Refuse(CauseTokenClaims, "a patient/ or user/ scope without a user")
+	}
+	if !grant.Confined {
+		return nil
+	}
+	if c.facts.User.Patient == "" {
+		return Refuse(CauseTokenClaims, "a patient/ scope without a patient claim")
+	}
+	act, check, err := fhir.Confine(c.act, c.facts.User.Patient)
+	if err != nil {
+		return FromFHIR(err)
+	}
+	c.act, c.confined = act, check
+	c.facts.Interactions[0] = act
+	if act.Form {
+		c.payload = act.FormBody()
+	}
+	if c.facts.Content != nil {
+		if err := c.facts.Content.OnlyOf(c.facts.User.Patient); err != nil {
+			return FromFHIR(err)
+		}
+	}
+	return nil
+}
+
+func (c *inbound) risk() error {
+	c.facts.Risk = c.Risk.Score(&c.facts)
+	return nil
+}
+
+func (c *inbound) decide() error {
+	c.decision = c.Policy.Decide(&c.facts)
+	switch {
+	case len(c.decision.Errors) > 0:
+		return Refuse(CausePolicyError, "%w", errors.Join(c.decision.Errors...))
+	case c.decision.Effect == Allow:
+		return nil
+	case c.decision.Effect == NeedsImage:
+		return Refuse(CauseNeedsImage, "a policy reads the stored resource")
+	case len(c.decision.Policies) > 0:
+		return Refuse(CausePolicy, "forbidden by %s", c.decision.Policies[0])
+	}
+	return Refuse(CausePolicy, "no permit matched")
+}
+
+// intend records that the call will be made. A write waits until the record is durable; anything else may travel
+// meanwhile, because the reply waits instead (release). Where the reply is checked whole, the record waits for the
+// patients found in it: nothing is disclosed before.
+func (c *inbound) intend() error {
+	if c.inspects() {
+		return nil
+	}
+	if err := c.append(StageIntent); err != nil {
+		return err
+	}
+	if c.act.Kind.Writes() {
+		return c.durable()
+	}
+	return nil
+}
+
+func (c *inbound) append(stage Stage) error {
+	receipt, err := c.Audit.Append(c.record(stage))
+	if err != nil {
+		return Refuse(CauseAudit, "%w", err)
+	}
+	c.intent = receipt
+	return nil
+}
+
+func (c *inbound) durable() error {
+	if err := c.intent.Wait(c.ctx); err != nil {
+		return Refuse(CauseAudit, "%w", err)
+	}
+	return nil
+}
+
+// inspects reports whether the reply is read whole before release: wherever it can hold more than was asked for.
+func (c *inbound) inspects() bool {
+	if c.act.Head {
+		return false
+	}
+	switch c.act.Kind {
+	case fhir.Search, fhir.HistoryInstance, fhir.HistoryType, fhir.HistorySystem:
+		return true
+	case fhir.Read, fhir.VRead:
+		return c.facts.Grant.Confined
+	}
+	return false
+}
+
+func (c *inbound) forward() error {
+	if c.act.Head && c.confined != (fhir.Check{}) {
+		// A HEAD has no body by which the reply could be checked, and its status alone tells what exists.
+		return Refuse(CauseUnsupported, "HEAD for a caller confined to one patient")
+	}
+	r := &wire.Request{
+		Method: c.x.Request.Method,
+		Target: c.act.Target(c.Service.Base),
+		Host:   c.Service.Name,
+		Header: upstreamHeader(&c.facts, c.act, c.x.Request.Header, c.x.Conn.(*Peer).Leaf),
+		Length: int64(len(c.payload)),
+	}
+	if len(c.payload) > 0 {
+		r.Body = newBytes(c.payload)
+	}
+	reply, err := c.Upstream.RoundTrip(c.ctx, r)
+	if err != nil {
+		return upstreamFailure(c.x.Context(), c.ctx, err)
+	}
+	c.reply = reply
+	if reply.Status >= 300 && reply.Status < 400 && reply.Status != 304 {
+		return Refuse(CauseUpstreamReply, "the FHIR server redirects (%d)", reply.Status)
+	}
+	for _, enc := range reply.Header.Values("Content-Encoding") {
+		if enc != "identity" {
+			return Refuse(CauseUpstreamReply, "the FHIR server encodes its reply unasked")
+		}
+	}
+	return nil
+}
+
+func (c *inbound) check() error {
+	if c.facts.Grant.Confined && (c.reply.Status == 404 || c.reply.Status == 410) {
+		return Refuse(CauseReplyOutside, "the FHIR server answered %d", c.reply.Status)
+	}
+	if !c.inspects() {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(c.reply.Body, c.MaxReply+1))
+	if err != nil {
+		return Refuse(CauseUpstreamReply, "the reply ended early: %w", err)
+	}
+	if int64(len(body)) > c.MaxReply {
+		return Refuse(CauseUpstreamReply, "the reply exceeds %d bytes", c.MaxReply)
+	}
+	facts, err := fhir.CheckReply(c.act, c.confined, c.reply.Status, one(c.reply.Header.Values("Content-Type")), body, c.content())
+	if err != nil {
+		var fe *fhir.Error
+		if errors.As(err, &fe) && fe.Class == fhir.Outside {
+			return Refuse(CauseReplyOutside, "%s", fe.Error())
+		}
+		return Refuse(CauseUpstreamReply, "%s", err)
+	}
+	c.patients = facts.Patients
+	_ = c.reply.Body.Close()
+	c.reply.Body, c.reply.Length = newBytes(body), int64(len(body))
+	return c.append(StageIntent)
+}
+
+// release hands the reply to the caller once the trail holds the intent durably, and records how it ended.
+func (c *inbound) release() error {
+	if err := c.durable(); err != nil {
+		return err
+	}
+	reply := &wire.Response{Status: c.reply.Status, Header: callerHeader(&c.facts, c.Service, c.reply.Header), Body: c.reply.Body, Length: c.reply.Length}
+	n, err := c.x.Commit(reply)
+	rec := c.record(StageOutcome)
+	rec.Status, rec.Bytes, rec.Complete = reply.Status, n, err == nil
+	c.conclude(rec)
+	return nil
+}
+
+// refuse answers a call that will not be served, once its record is in the trail.
+func (c *inbound) refuse(err error) {
+	stage := StageRefusal
+	if c.intent != nil {
+		stage = StageOutcome // the intent stands; this is how it ended
+	}
+	rec := c.record(stage)
+	answer := refusal(rec, err, c.facts.Decision)
+	recordRefusal(c.Audit, rec)
+	_, _ = c.x.Commit(answer) // a caller that has gone away does not change the record
+	c.Observe.Call(HopIngress, c.Service.Name, rec)
+}
+
+func (c *inbound) conclude(rec *Record) {
+	_, _ = c.Audit.Append(rec) // the intent without an outcome will be reported as presumed disclosed
+	c.Observe.Call(HopIngress, c.Service.Name, rec)
+}

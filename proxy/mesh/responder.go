@@ -1,0 +1,203 @@
+// Package mesh answers DNS for the mesh zone, so that an application reaches a service by its mesh name and nothing
+// else about it has to change.
+//
+// It is an authoritative responder for one zone, on a loopback address, and nothing more: no recursion, no
+// forwarding, no zone transfer, no cache. A names the address on which egress listens (egress routes by the name in
+// the request); SRV adds the port; AAAA is an empty answer with an SOA, so that resolvers do not wait or look
+// elsewhere; names outside the zone are REFUSED, unknown names inside are NXDOMAIN with an SOA.
+//
+// Names route, identities authenticate: a wrong answer here costs availability, never identity. What the responder
+// parses comes from local processes only; miekg/dns parses it. Answers are small and UDP comes from loopback, so it
+// amplifies nothing.
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/wardmesh/ward/proxy"
+)
+
+// Directory knows the services of the mesh. Implemented by proxy.Routes.
+type Directory interface {
+	proxy.Services
+	Names() []string
+}
+
+// Options configures a Responder. All fields must be set.
+type Options struct {
+	Zone     string         // `mesh.internal`
+	Egress   netip.AddrPort // where egress listens
+	Services Directory
+	Log      *zap.Logger
+	Metrics  prometheus.Registerer
+}
+
+// Responder answers for one mesh zone.
+type Responder struct {
+	zone     string // fully qualified, lower case
+	egress   netip.AddrPort
+	services Directory
+	log      *zap.Logger
+	queries  *prometheus.CounterVec
+}
+
+// Short enough that a service that moves is followed within a minute.
+const ttl = 30
+
+// New makes a responder.
+func New(o Options) (*Responder, error) {
+	if !o.Egress.Addr().Is4() {
+		return nil, fmt.Errorf("mesh: egress must listen on an IPv4 address to be reached by name, not on %s", o.Egress)
+	}
+	r := &Responder{zone: dns.CanonicalName(o.Zone), egress: o.Egress, services: o.Services, log: o.Log,
+		queries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_dns_queries_total", Help: "Mesh DNS queries by answer."}, []string{"rcode"})}
+	return r, o.Metrics.Register(r.queries)
+}
+
+// Serve answers on address, by UDP and TCP, until ctx ends. ready is called once both sockets are open.
+func (r *Responder) Serve(ctx context.Context, address string, ready func(net.Addr)) error {
+	var lc net.ListenConfig
+	pc, err := lc.ListenPacket(ctx, "udp", address)
+	if err != nil {
+		return fmt.Errorf("mesh: %w", err)
+	}
+	// With port 0 TCP must follow UDP to the port that the kernel chose.
+	l, err := lc.Listen(ctx, "tcp", pc.LocalAddr().String())
+	if err != nil {
+		_ = pc.Close()
+		return fmt.Errorf("mesh: %w", err)
+	}
+	servers := []*dns.Server{
+		{PacketConn: pc, Handler: r, UDPSize: dns.DefaultMsgSize},
+		{Listener: l, Handler: r, ReadTimeout: 5 * time.Second, IdleTimeout: func() time.Duration { return 10 * time.Second }, MaxTCPQueries: 64},
+	}
+	done := make(chan error, len(servers))
+	started := make(chan struct{}, len(servers))
+	for _, s := range servers {
+		s.NotifyStartedFunc = func() { started <- struct{}{} }
+		go func() { done <- s.ActivateAndServe() }()
+	}
+	for range servers {
+		select {
+		case <-started:
+		case err := <-done:
+			return fmt.Errorf("mesh: %w", err)
+		}
+	}
+	ready(pc.LocalAddr())
+	select {
+	case <-ctx.Done():
+		err = nil
+	case err = <-done:
+	}
+	for _, s := range servers {
+		err = errors.Join(err, s.Shutdown())
+	}
+	return err
+}
+
+// ServeDNS answers one query.
+func (r *Responder) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
+	m := r.Answer(q)
+	r.queries.WithLabelValues(dns.RcodeToString[m.Rcode]).Inc()
+	if w.LocalAddr().Network() == "udp" {
+		size := dns.MinMsgSize
+		if opt := q.IsEdns0(); opt != nil {
+			size = max(size, min(int(opt.UDPSize()), dns.DefaultMsgSize))
+		}
+		m.Truncate(size)
+	}
+	if err := w.WriteMsg(m); err != nil {
+		r.log.Debug("dns answer not sent", zap.Error(err))
+	}
+}
+
+// Answer gives the reply to q.
+func (r *Responder) Answer(q *dns.Msg) *dns.Msg {
+	m := new(dns.Msg)
+	m.SetReply(q)
+	m.Compress = true
+	if opt := q.IsEdns0(); opt != nil {
+		m.SetEdns0(dns.DefaultMsgSize, false)
+		if opt.Version() != 0 { // RFC 6891 §6.1.3
+			m.Rcode = dns.RcodeBadVers
+			return m
+		}
+	}
+	if q.Opcode != dns.OpcodeQuery {
+		m.Rcode = dns.RcodeNotImplemented // RFC 1035 §4.1.1
+		return m
+	}
+	if len(q.Question) != 1 { // RFC 9619
+		m.Rcode = dns.RcodeFormatError
+		return m
+	}
+	name := dns.CanonicalName(q.Question[0].Name)
+	if q.Question[0].Qclass != dns.ClassINET || !dns.IsSubDomain(r.zone, name) {
+		m.Rcode = dns.RcodeRefused
+		return m
+	}
+	m.Authoritative = true
+	r.fill(m, q.Question[0], name)
+	if len(m.Answer) == 0 {
+		m.Ns = []dns.RR{r.soa()} // RFC 2308 §3: without it nobody may remember the empty answer
+	}
+	return m
+}
+
+func (r *Responder) fill(m *dns.Msg, q dns.Question, name string) {
+	header := func(t uint16) dns.RR_Header {
+		return dns.RR_Header{Name: q.Name, Rrtype: t, Class: dns.ClassINET, Ttl: ttl}
+	}
+	address := func(owner string) dns.RR {
+		return &dns.A{Hdr: dns.RR_Header{Name: owner, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: ttl}, A: r.egress.Addr().AsSlice()}
+	}
+	if name == r.zone {
+		if q.Qtype == dns.TypeSOA {
+			m.Answer = []dns.RR{r.soa()}
+		}
+		return
+	}
+	// `_fhir._tcp.NAME` and `_http._tcp.NAME` are the SRV names of NAME (RFC 2782).
+	host := strings.TrimPrefix(strings.TrimPrefix(name, "_fhir._tcp."), "_http._tcp.")
+	if r.services.Service(strings.TrimSuffix(host, ".")) == nil {
+		if !r.above(name) {
+			m.Rcode = dns.RcodeNameError
+		}
+		return
+	}
+	switch {
+	case q.Qtype == dns.TypeSRV:
+		m.Answer = []dns.RR{&dns.SRV{Hdr: header(dns.TypeSRV), Priority: 0, Weight: 1, Port: r.egress.Port(), Target: host}}
+		m.Extra = append(m.Extra, address(host))
+	case host == name && q.Qtype == dns.TypeA:
+		m.Answer = []dns.RR{address(q.Name)}
+	}
+}
+
+// above reports whether services lie below name: then it exists, though it has no data (RFC 8020).
+func (r *Responder) above(name string) bool {
+	for _, n := range r.services.Names() {
+		if dns.IsSubDomain(name, dns.Fqdn(n)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Responder) soa() dns.RR {
+	return &dns.SOA{
+		Hdr: dns.RR_Header{Name: r.zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
+		Ns:  "ns." + r.zone, Mbox: "hostmaster." + r.zone, Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: ttl,
+	}
+}

@@ -1,0 +1,59 @@
+package proxy
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+)
+
+// Metrics counts calls and logs refusals. Its labels are services, hops, effects and causes: sets that config and
+// Ward bound, never what a caller sent.
+type Metrics struct {
+	log     *zap.Logger
+	calls   *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	defects *prometheus.CounterVec
+}
+
+// NewMetrics registers the proxy's metrics.
+func NewMetrics(reg prometheus.Registerer, log *zap.Logger) (*Metrics, error) {
+	m := &Metrics{
+		log: log,
+		calls: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_calls_total",
+			Help: "Calls by hop, service, effect (allow, deny, error), cause and HTTP status."}, []string{"hop", "service", "effect", "cause", "status"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "ward_call_seconds",
+			Help:    "Time from the request's head to the end of the answer.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60}}, []string{"hop", "service", "effect"}),
+		defects: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_defects_total",
+			Help: "Calls that ended because Ward itself failed."}, []string{"hop"}),
+	}
+	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.defects} {
+		if err := reg.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// Call counts r, and logs what was refused: identifiers and causes only.
+func (m *Metrics) Call(hop Hop, service string, r *Record) {
+	effect := r.Effect
+	if effect == "" {
+		effect = "relayed" // egress: ingress has refused, and has counted why
+	}
+	m.calls.WithLabelValues(string(hop), service, effect, string(r.Cause), strconv.Itoa(r.Status)).Inc()
+	m.seconds.WithLabelValues(string(hop), service, effect).Observe((time.Duration(r.Micros) * time.Microsecond).Seconds())
+	if r.Cause == "" {
+		return
+	}
+	m.log.Info("call refused", zap.String("hop", string(hop)), zap.String("service", service), zap.String("decision", r.Decision),
+		zap.String("caller", r.Caller), zap.String("effect", effect), zap.String("cause", string(r.Cause)), zap.Int("status", r.Status))
+}
+
+// Defect logs a panic by its stack; the panic's value may hold request data and is not logged.
+func (m *Metrics) Defect(hop Hop, stack []byte) {
+	m.defects.WithLabelValues(string(hop)).Inc()
+	m.log.Error("a journey has failed; this is a defect in Ward", zap.String("hop", string(hop)), zap.ByteString("stack", stack))
+}

@@ -1,0 +1,131 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/wardmesh/ward/proxy/fhir"
+	"github.com/wardmesh/ward/proxy/wire"
+)
+
+// NewDecisionID makes the id under which a call is recorded, answered and explained: a ULID, so that ids sort by
+// time and a prefix of one is enough to find it.
+func NewDecisionID(now time.Time) string {
+	return ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
+}
+
+// record gives the trail's view of the call as it stands.
+func (c *inbound) record(stage Stage) *Record {
+	f := &c.facts
+	r := &Record{
+		Schema: RecordSchema, Stage: stage, Hop: HopIngress, Time: c.Now(), Decision: f.Decision,
+		Peer: peerDecision(c.x.Request.Header.Values(HeaderDecision)), Service: f.Service,
+		Issuer: f.Client.Issuer, Client: f.Client.ID, Purpose: f.Purpose,
+		Method: method(c.x.Request.Method), Effect: Allow.String(),
+		Policies: c.decision.Policies, PolicySet: c.decision.Set, Inputs: c.decision.Inputs,
+		Micros: c.Now().Sub(f.Received).Microseconds(),
+	}
+	if stage == StageOutcome {
+		r.Inputs = nil // they stand in the intent
+	}
+	if f.Caller.IsZero() {
+		r.Remote = c.x.Remote
+	} else {
+		r.Caller = f.Caller.String()
+	}
+	if f.User != nil {
+		r.User, r.Name = f.User.Subject, f.User.Name
+	}
+	if c.token != nil {
+		r.TokenID = c.token.ID
+	}
+	for _, i := range f.Interactions {
+		r.Interactions = append(r.Interactions, Acted{Kind: i.Kind.String(), Type: i.Type, ID: i.ID, Version: i.Version, Params: i.ParamNames()})
+	}
+	r.Patients = c.patients
+	if r.Patients == nil && c.act.Kind != 0 {
+		r.Patients = fhir.Patients(c.act)
+		if f.Content != nil {
+			r.Patients = f.Content.Patients
+		}
+	}
+	return r
+}
+
+// method keeps a caller's method out of the trail unless it is one that exists.
+func method(m string) string {
+	switch m {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE":
+		return m
+	}
+	return "other"
+}
+
+// peerDecision reads the other ward's decision id; anything but one ULID is dropped.
+func peerDecision(values []string) string {
+	if len(values) != 1 {
+		return ""
+	}
+	if _, err := ulid.ParseStrict(values[0]); err != nil {
+		return ""
+	}
+	return values[0]
+}
+
+// refusal fills rec with why, and gives the answer.
+func refusal(rec *Record, err error, decision string) *wire.Response {
+	answer := Fault(err, decision)
+	var r *Refusal
+	if !errors.As(err, &r) {
+		r = Refuse(CauseInternal, "%w", err)
+	}
+	rec.Cause, rec.Detail, rec.Status = r.Cause, r.Detail, answer.Status
+	rec.Effect = Deny.String()
+	if answer.Status >= 500 && answer.Status != 501 {
+		rec.Effect = EffectError
+	}
+	return answer
+}
+
+// EffectError is the effect of a call that was not refused but could not be served.
+const EffectError = "error"
+
+// recordTimeout bounds the wait for the trail when there is nothing left to disclose.
+const recordTimeout = 5 * time.Second
+
+// recordRefusal appends rec and waits until it is durable: no answered call is missing from the trail. A refusal
+// discloses nothing, so a trail that cannot take it does not change the answer.
+func recordRefusal(log Recorder, rec *Record) {
+	receipt, err := log.Append(rec)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	_ = receipt.Wait(ctx)
+}
+
+// upstreamFailure says why a request got no reply.
+func upstreamFailure(caller, exchange context.Context, err error) error {
+	var refusal *Refusal
+	var ne net.Error
+	switch {
+	case errors.As(err, &refusal):
+		return refusal
+	case caller.Err() != nil:
+		return Refuse(CauseTimeout, "the caller went away")
+	case exchange.Err() != nil || errors.As(err, &ne) && ne.Timeout():
+		return Refuse(CauseUpstreamTimeout, "no reply in time")
+	}
+	return Refuse(CauseUpstream, "%w", err)
+}
+
+// newBytes is a body that is already here.
+func newBytes(b []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(b)) }

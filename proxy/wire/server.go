@@ -1,0 +1,219 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Server receives exchanges on listeners. Accept, Handle and Refuse must be set.
+type Server struct {
+	// TLS makes the server side of each connection; nil serves plain text.
+	TLS *tls.Config
+	// Accept judges a connection before a byte of HTTP is read from it. tls is nil on plain connections. What it
+	// returns becomes Exchange.Conn; an error closes the connection unanswered.
+	Accept func(ctx context.Context, c net.Conn, tls *tls.ConnectionState) (any, error)
+	// Failed learns of connections that ended before Accept: TLS handshakes that did not succeed. May be nil.
+	Failed func(remote net.Addr, err error)
+	// Closed learns that a connection which Accept admitted has ended. May be nil.
+	Closed func(conn any)
+	// Handle answers one exchange. Returning without Commit is an Abort.
+	Handle func(*Exchange)
+	// Refuse gives the answer for bytes that are not acceptable HTTP; status is the engine's verdict.
+	Refuse func(conn any, remote string, status int) *Response
+	// Defect learns that Handle has panicked. The value is not passed on: it could hold request data.
+	Defect func(stack []byte)
+
+	// HandshakeTimeout bounds TLS and Accept together; 0 stands for 10 s.
+	HandshakeTimeout time.Duration
+	// HeadTimeout bounds the reading of a request's head; 0 stands for 10 s.
+	HeadTimeout time.Duration
+	// IdleTimeout bounds the wait between requests; 0 stands for 2 min.
+	IdleTimeout time.Duration
+	// HeadBytes bounds a request's head; 0 stands for 64 KiB.
+	HeadBytes int
+	// MaxPending bounds connections that are being admitted at a time; 0 stands for 1024.
+	MaxPending int
+
+	once sync.Once
+	http *http.Server
+}
+
+type connKey struct{}
+
+func (s *Server) setup() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&s.HandshakeTimeout, 10*time.Second)
+	def(&s.HeadTimeout, 10*time.Second)
+	def(&s.IdleTimeout, 2*time.Minute)
+	if s.HeadBytes == 0 {
+		s.HeadBytes = 64 << 10
+	}
+	if s.MaxPending == 0 {
+		s.MaxPending = 1024
+	}
+	s.http = &http.Server{
+		Handler:           http.HandlerFunc(s.handle),
+		ReadHeaderTimeout: s.HeadTimeout,
+		IdleTimeout:       s.IdleTimeout,
+		MaxHeaderBytes:    s.HeadBytes,
+		// An empty map keeps HTTP/2 off whatever the peer offers.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
+		// The engine's own lines quote what peers send; refusals are recorded through Refuse instead.
+		ErrorLog: log.New(io.Discard, "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c.(*admitted))
+		},
+		ConnState: func(c net.Conn, st http.ConnState) {
+			a := c.(*admitted)
+			switch st {
+			case http.StateIdle:
+				a.handling.Store(false)
+			case http.StateClosed:
+				if s.Closed != nil {
+					s.Closed(a.value)
+				}
+			}
+		},
+	}
+}
+
+// Serve accepts connections until Shutdown or until l fails. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	s.once.Do(s.setup)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err := s.http.Serve(s.admit(ctx, l))
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown stops accepting, lets exchanges that run end, and returns when all have or ctx has ended; then it
+// closes what is left.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.once.Do(s.setup)
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		_ = s.http.Close()
+	}
+	return err
+}
+
+func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
+	a := r.Context().Value(connKey{}).(*admitted)
+	a.handling.Store(true)
+	x := NewExchange(r.Context(), received(r), a.value, r.RemoteAddr, func(resp *Response) (int64, error) {
+		return commit(w, r, resp)
+	})
+	func() {
+		defer func() {
+			if v := recover(); v != nil {
+				x.Abort()
+				if s.Defect != nil {
+					s.Defect(stack())
+				}
+			}
+		}()
+		s.Handle(x)
+	}()
+	if x.abort || !x.done {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// received gives the request as it stood on the wire, as far as the engine kept it: the order of fields with
+// different names is not kept, the order of fields with one name is.
+func received(r *http.Request) Request {
+	h := make(Header, 0, len(r.Header))
+	for name, values := range r.Header {
+		for _, v := range values {
+			h = append(h, Field{name, v})
+		}
+	}
+	return Request{Method: r.Method, Target: r.RequestURI, Host: r.Host, Header: h, Body: r.Body, Length: r.ContentLength}
+}
+
+func commit(w http.ResponseWriter, r *http.Request, resp *Response) (int64, error) {
+	out := w.Header()
+	for _, f := range resp.Header {
+		out.Add(f.Name, f.Value)
+	}
+	// The engine would guess a type from the content; a reply without one stays without.
+	if _, ok := out["Content-Type"]; !ok {
+		out["Content-Type"] = nil
+	}
+	if resp.Length >= 0 && resp.Status != http.StatusNoContent && resp.Status != http.StatusNotModified {
+		out.Set("Content-Length", itoa(resp.Length))
+	}
+	w.WriteHeader(resp.Status)
+	if resp.Body == nil || r.Method == http.MethodHead {
+		return 0, nil
+	}
+	return stream(w, http.NewResponseController(w), resp.Body)
+}
+
+// stream copies src to dst and flushes whenever src has given less than a full buffer, so that events reach the
+// peer as they come while bulk data still goes out in large pieces.
+func stream(dst io.Writer, rc *http.ResponseController, src io.Reader) (int64, error) {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	var n int64
+	for {
+		m, err := src.Read(*buf)
+		if m > 0 {
+			if _, werr := dst.Write((*buf)[:m]); werr != nil {
+				return n, werr
+			}
+			n += int64(m)
+			if m < len(*buf) && err == nil {
+				if ferr := rc.Flush(); ferr != nil {
+					return n, ferr
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
+
+// admitted is a connection that Accept has let in.
+type admitted struct {
+	net.Conn
+	value    any
+	server   *Server
+	handling atomic.Bool // between the start of a handler and the engine's return to idle
+	refused  bool
+}
+
+// Write passes an exchange's bytes on. Bytes that the engine writes outside any exchange are its own verdict on
+// input that is not HTTP: they are replaced, once, by the refusal that Ward gives and records.
+func (a *admitted) Write(p []byte) (int, error) {
+	if a.handling.Load() {
+		return a.Conn.Write(p)
+	}
+	if a.refused {
+		return len(p), nil
+	}
+	a.refused = true
+	if _, err := a.Conn.Write(rawResponse(a.server.Refuse(a.value, a.RemoteAddr().String(), statusOf(p)))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

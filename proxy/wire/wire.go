@@ -1,0 +1,126 @@
+// Package wire is the seam between Ward's journeys and bytes on a connection.
+//
+// A journey sees an [Exchange]: one request as it stood on the wire (the raw target, the raw Host, each header
+// occurrence in order, a body that can be read once) and one chance to answer, by [Exchange.Commit] or
+// [Exchange.Abort]. It sends requests of the same shape through a [Client]. No journey and no check above this
+// package takes a type of net/http, so that the engine underneath can be replaced without touching them.
+//
+// The engine is net/http today, fenced in where it would decide for us:
+//
+//   - connections are handed to it only after TLS and after [Server.Accept] have had their say, so nothing is read
+//     from a caller that is not yet identified;
+//   - what it would answer by itself to bytes that are not HTTP (400, 431, 501, 505) is replaced by [Server.Refuse]'s
+//     answer, so that no refusal goes out without a decision id and a record;
+//   - HTTP/2 and upgrades are off on both sides; redirects, cookies, compression and proxies do not exist here.
+//
+// Threats met here: slow heads and idle connections (deadlines), oversized heads (limits), replies that outlive
+// their connection's identity ([Bounded]). Framing attacks are met by net/http's parser, which refuses
+// Content-Length beside Transfer-Encoding, repeated or malformed lengths, and obsolete line folding.
+package wire
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+)
+
+// Field is one header field occurrence as it stood on the wire.
+type Field struct{ Name, Value string }
+
+// Header is a sequence of header fields, in order, repeated names kept apart.
+type Header []Field
+
+// Values gives the value of every occurrence of name, in order. Names compare without case.
+func (h Header) Values(name string) []string {
+	var out []string
+	for _, f := range h {
+		if strings.EqualFold(f.Name, name) {
+			out = append(out, f.Value)
+		}
+	}
+	return out
+}
+
+// Get gives the first value of name, or "".
+func (h Header) Get(name string) string {
+	for _, f := range h {
+		if strings.EqualFold(f.Name, name) {
+			return f.Value
+		}
+	}
+	return ""
+}
+
+// Has reports whether name occurs.
+func (h Header) Has(name string) bool {
+	for _, f := range h {
+		if strings.EqualFold(f.Name, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// Request is one request. A received one holds raw, unjudged values; a sent one is written as it is.
+type Request struct {
+	Method string
+	Target string // raw request-target: origin-form, or absolute-form as proxies receive it
+	Host   string // raw Host, or the authority of an absolute-form target
+	Header Header // without Host, Content-Length and Transfer-Encoding, which the engine owns
+	Body   io.Reader
+	Length int64 // of the body in bytes; -1 when it is not known ahead
+}
+
+// Response is one final response; interim ones (1xx) do not reach this seam.
+type Response struct {
+	Status int
+	Header Header // without Content-Length, Transfer-Encoding, Connection and what Connection names
+	Body   io.ReadCloser
+	Length int64 // of the body in bytes; -1 when it is not known ahead
+}
+
+// ErrAborted is returned by Commit when the exchange was already over.
+var ErrAborted = errors.New("the exchange is over")
+
+// Exchange is one request and the one chance to answer it. It belongs to the goroutine that handles it.
+type Exchange struct {
+	Request Request
+	// Conn is what Server.Accept returned for the connection.
+	Conn any
+	// Remote is the peer's address, for records.
+	Remote string
+
+	ctx    context.Context
+	commit func(*Response) (int64, error)
+	done   bool
+	abort  bool
+}
+
+// NewExchange makes an exchange that is answered by commit. Engines and tests call it.
+func NewExchange(ctx context.Context, r Request, conn any, remote string, commit func(*Response) (int64, error)) *Exchange {
+	return &Exchange{Request: r, Conn: conn, Remote: remote, ctx: ctx, commit: commit}
+}
+
+// Context ends when the peer has gone away or the server is being closed.
+func (x *Exchange) Context() context.Context { return x.ctx }
+
+// Commit answers with r, streaming its body and closing it. It returns the body bytes sent, and an error when
+// the body did not go out whole: then the connection ends without the final chunk, so that the peer notices.
+func (x *Exchange) Commit(r *Response) (int64, error) {
+	if r.Body != nil {
+		defer func() { _ = r.Body.Close() }()
+	}
+	if x.done {
+		return 0, ErrAborted
+	}
+	x.done = true
+	n, err := x.commit(r)
+	if err != nil {
+		x.abort = true
+	}
+	return n, err
+}
+
+// Abort ends the exchange by closing the connection without an answer.
+func (x *Exchange) Abort() { x.done, x.abort = true, true }
