@@ -27,8 +27,13 @@ type Device struct {
 	Identifiers []DeviceIdentifier
 	Via         []spiffeid.ID // the bridges that may speak for it
 	Assurance   string        // attested, bonded or declared
-	Patient     string        // relative reference, `Patient/123`
-	From, Until time.Time     // when it is worn by that patient; Until is exclusive, zero is open
+	Patients    []Window      // who wears it when; windows do not overlap
+}
+
+// Window is a time during which a device belongs to one patient.
+type Window struct {
+	Patient     string    // relative reference, `Patient/123`
+	From, Until time.Time // Until is exclusive; zero is open
 }
 
 // DeviceIdentifier is a FHIR Identifier of a Device resource.
