@@ -1,6 +1,9 @@
 package fhir
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Kind is a FHIR RESTful interaction, named as FHIR R4 names it (http.html#summary).
 type Kind uint8
@@ -42,12 +45,55 @@ type Interaction struct {
 	Version string
 	// Params are the decoded query parameters in order: for a search by POST, URL and form body merged.
 	Params []Param
-	// Form is set when the search parameters are still to come in a form body; see WithForm.
+	// Form is set for a search by POST: its parameters travel in a form body, which WithForm adds.
 	Form bool
 	// Head is set for HEAD requests: the reply has no body to check.
 	Head bool
 	// path is the canonical path below the FHIR base, with a leading slash and without a query.
 	path string
+	// merged is set once the form body has been added.
+	merged bool
+}
+
+// Method is the HTTP method by which the interaction is forwarded.
+func (in Interaction) Method() string {
+	switch {
+	case in.Head:
+		return "HEAD"
+	case in.Kind == Create || in.Form:
+		return "POST"
+	case in.Kind == Update:
+		return "PUT"
+	case in.Kind == Delete:
+		return "DELETE"
+	}
+	return "GET"
+}
+
+// Target is the request target by which the interaction is forwarded, rebuilt from what was understood: the path
+// below base, and the parameters in their canonical spelling. A search by POST has its parameters in FormBody.
+func (in Interaction) Target(base string) string {
+	if in.Form || len(in.Params) == 0 {
+		return base + in.path
+	}
+	n := len(base) + len(in.path)
+	for _, p := range in.Params {
+		n += escapedLen(p.Name) + escapedLen(p.Value) + 2
+	}
+	b := make([]byte, 0, n)
+	b = append(append(append(b, base...), in.path...), '?')
+	return string(appendQuery(b, in.Params))
+}
+
+// ParamNames gives the names of the parameters, each once, in order: what an audit record may hold of them.
+func (in Interaction) ParamNames() []string {
+	var names []string
+	for _, p := range in.Params {
+		if !slices.Contains(names, p.Name) {
+			names = append(names, p.Name)
+		}
+	}
+	return names
 }
 
 // Param is one decoded query parameter. Name keeps its modifier and chain (`subject:Patient.name`).

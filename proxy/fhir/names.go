@@ -47,18 +47,11 @@ type ParamInfo struct {
 // Targets reports whether a reference parameter can point to resources of type typ.
 func (p ParamInfo) Targets(typ string) bool { return targetSets[p.targets].has(typeIndex(typ)) }
 
-// onlyTarget is the one type that a reference parameter can point to, "" when there are none or several.
-func (p ParamInfo) onlyTarget() string {
-	only := ""
-	for i, name := range typeNames {
-		if targetSets[p.targets].has(uint8(i)) {
-			if only != "" {
-				return ""
-			}
-			only = name
-		}
-	}
-	return only
+// onlyPatients reports whether a reference parameter points to patients and to nothing else.
+func (p ParamInfo) onlyPatients() bool {
+	var s typeSet
+	s[typePatient/64] = 1 << (typePatient % 64)
+	return targetSets[p.targets] == s
 }
 
 // SearchParam finds a search parameter of R4 by the type that is searched and the parameter's name, without
