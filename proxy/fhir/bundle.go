@@ -1,10 +1,5 @@
 package fhir
 
-import (
-	"slices"
-	"strings"
-)
-
 // entry is one element of Bundle.entry in a reply. Byte slices are parts of the text, nil when absent.
 type entry struct {
 	fullURL, mode, method, url []byte
@@ -191,24 +186,11 @@ func (r *reply) found(e *entry) error {
 	if !e.present {
 		return &Error{Class: Malformed, Text: "an entry has no resource"}
 	}
-	// Also what was included must be of a searched type: the caller was granted no other.
-	if !searches(r.in, e.res.typ) {
+	// Also what was included must be of the searched type: the caller was granted no other.
+	if e.res.typ != r.in.Type {
 		return other("resource")
 	}
 	return r.discloseEntry(e)
-}
-
-// searches reports whether a search is for resources of type typ.
-func searches(in Interaction, typ string) bool {
-	if in.Type != "" {
-		return in.Type == typ
-	}
-	for _, p := range in.Params {
-		if p.Name == "_type" && slices.Contains(strings.Split(p.Value, ","), typ) {
-			return true
-		}
-	}
-	return false
 }
 
 // history decides on a Bundle of versions.
