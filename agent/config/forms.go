@@ -1,0 +1,244 @@
+package config
+
+import (
+	"encoding/hex"
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// text is any text of at least one and at most limit bytes.
+func text(into *string, what string, limit int) value {
+	return scalar[string]{into, form[string]{
+		what: what,
+		parse: func(_ *decoder, s string) (string, *fault) {
+			switch {
+			case s == "":
+				return "", &fault{codeText, "the text is empty", "write " + what + ", or remove the key"}
+			case len(s) > limit:
+				return "", &fault{codeText, fmt.Sprintf("the text has %d bytes; %d are allowed", len(s), limit), "shorten it"}
+			case strings.ContainsFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }):
+				return "", &fault{codeText, "the text holds a line break or another character that cannot be seen", "write it on one line, without such characters"}
+			}
+			return s, nil
+		},
+		props: map[string]any{"type": "string", "minLength": 1, "maxLength": limit},
+	}}
+}
+
+// matching is text of one pattern.
+func matching(into *string, what, re, advice string) value {
+	compiled := regexp.MustCompile(re)
+	return scalar[string]{into, form[string]{
+		what: what,
+		parse: func(_ *decoder, s string) (string, *fault) {
+			if !compiled.MatchString(s) {
+				return "", &fault{codeText, quote(s) + " is not " + what, advice}
+			}
+			return s, nil
+		},
+		props: map[string]any{"type": "string", "pattern": re},
+	}}
+}
+
+// word is one of the given words. later are words that are known and not accepted.
+func word(into *string, words []string, later ...string) value {
+	return scalar[string]{into, form[string]{
+		what: "one of " + strings.Join(words, ", "),
+		parse: func(_ *decoder, s string) (string, *fault) {
+			switch {
+			case slices.Contains(words, s):
+				return s, nil
+			case slices.Contains(later, s):
+				return "", &fault{codeUnsupported, quote(s) + " is not supported by this version of Ward", "use " + strings.Join(words, " or ")}
+			}
+			return "", &fault{codeWord, quote(s) + " is not one of " + strings.Join(words, ", "), suggest(s, words, "")}
+		},
+		props: map[string]any{"type": "string", "enum": words},
+	}}
+}
+
+// flag is true or false, spelt so: YAML 1.1's yes and on are text here.
+func flag(into *bool) value {
+	return scalar[bool]{into, form[bool]{
+		what: "true or false",
+		tags: []string{"!!bool"},
+		parse: func(_ *decoder, s string) (bool, *fault) {
+			switch s {
+			case "true":
+				return true, nil
+			case "false":
+				return false, nil
+			}
+			return false, &fault{codeWord, quote(s) + " is not true or false", "write true or false"}
+		},
+		props: map[string]any{"type": "boolean"},
+	}}
+}
+
+// duration is a Go duration between two bounds.
+func duration(into *time.Duration, least, most time.Duration) value {
+	return scalar[time.Duration]{into, form[time.Duration]{
+		what: fmt.Sprintf("a duration from %s to %s", Duration(least), Duration(most)),
+		tags: []string{"!!int", "!!float"},
+		parse: func(_ *decoder, s string) (time.Duration, *fault) {
+			v, err := time.ParseDuration(s)
+			switch {
+			case err != nil && isNumber(s):
+				return 0, &fault{codeDuration, quote(s) + " has no unit", "write " + s + "s for seconds, or use m or h"}
+			case err != nil:
+				return 0, &fault{codeDuration, quote(s) + " is not a duration", "write, for example, 90s, 5m or 24h"}
+			case v < least:
+				return 0, &fault{codeRange, s + " is too short", "use at least " + Duration(least)}
+			case v > most:
+				return 0, &fault{codeRange, s + " is too long", "use at most " + Duration(most)}
+			}
+			return v, nil
+		},
+		props: map[string]any{"type": "string", "pattern": `^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h))+$`},
+	}}
+}
+
+// Duration writes a duration as a person would: 5m, not 5m0s.
+func Duration(v time.Duration) string {
+	s := v.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}
+
+func isNumber(s string) bool { _, err := strconv.ParseFloat(s, 64); return err == nil }
+
+// size is a number of bytes, with or without a unit.
+func size(into *int64, least, most int64) value {
+	units := []struct {
+		name  string
+		bytes int64
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}}
+	written := func(n int64) string {
+		for _, u := range slices.Backward(units) {
+			if n >= u.bytes && n%u.bytes == 0 {
+				return fmt.Sprintf("%d%s", n/u.bytes, u.name)
+			}
+		}
+		return strconv.FormatInt(n, 10)
+	}
+	return scalar[int64]{into, form[int64]{
+		what: fmt.Sprintf("a size from %s to %s", written(least), written(most)),
+		tags: []string{"!!int"},
+		parse: func(_ *decoder, s string) (int64, *fault) {
+			number, unit := s, int64(1)
+			for _, u := range units {
+				if n, cut := strings.CutSuffix(s, u.name); cut {
+					number, unit = n, u.bytes
+				}
+			}
+			n, err := strconv.ParseUint(number, 10, 63)
+			switch {
+			case err != nil:
+				return 0, &fault{codeSize, quote(s) + " is not a size", "write, for example, 64MiB; the units are KiB, MiB and GiB"}
+			case n > uint64(math.MaxInt64/unit) || int64(n)*unit > most:
+				return 0, &fault{codeRange, s + " is too much", "use at most " + written(most)}
+			case int64(n)*unit < least:
+				return 0, &fault{codeRange, s + " is too little", "use at least " + written(least)}
+			}
+			return int64(n) * unit, nil
+		},
+		props: map[string]any{"type": []string{"string", "integer"}, "pattern": "^[0-9]+(KiB|MiB|GiB)?$"},
+	}}
+}
+
+// instant is a time, RFC 3339, or a day, which begins at midnight UTC.
+func instant(into *time.Time) value {
+	return scalar[time.Time]{into, form[time.Time]{
+		what: "a day such as 2026-11-20 (midnight UTC) or an RFC 3339 time",
+		tags: []string{"!!timestamp"},
+		parse: func(_ *decoder, s string) (time.Time, *fault) {
+			for _, layout := range []string{time.DateOnly, time.RFC3339} {
+				if t, err := time.Parse(layout, s); err == nil && t.Year() >= 1900 && t.Year() < 10000 {
+					return t.UTC(), nil
+				}
+			}
+			return time.Time{}, &fault{codeInstant, quote(s) + " is not a time", "write 2026-11-20, or 2026-11-20T14:30:00+01:00"}
+		},
+		props: map[string]any{"type": "string", "anyOf": []any{map[string]any{"format": "date"}, map[string]any{"format": "date-time"}}},
+	}}
+}
+
+// The forms of selectors' values. Each gives the canonical spelling, which attestation compares byte by byte.
+
+func numericID() form[string] {
+	return form[string]{
+		what: "a number from 0 to 4294967294",
+		tags: []string{"!!int"},
+		parse: func(_ *decoder, s string) (string, *fault) {
+			n, err := strconv.ParseUint(s, 10, 32)
+			if err != nil || strconv.FormatUint(n, 10) != s || n == math.MaxUint32 {
+				advice := "write the decimal number"
+				if s != "" && (s[0] < '-' || s[0] > '9') {
+					advice += ": a name can be given to another number later; id -u NAME or id -g NAME shows it"
+				}
+				return "", &fault{codeSelector, quote(s) + " is not a numeric user or group", advice}
+			}
+			return s, nil
+		},
+		props: map[string]any{"type": []string{"integer", "string"}, "minimum": 0, "maximum": uint32(math.MaxUint32 - 1), "pattern": "^(0|[1-9][0-9]*)$"},
+	}
+}
+
+// unitName is the name of a unit that can hold processes. Its syntax is systemd's (systemd.unit(5)).
+func unitName() form[string] {
+	const re = `^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]+)?\.(service|scope)$`
+	valid := regexp.MustCompile(re)
+	return form[string]{
+		what: "a .service or .scope unit",
+		parse: func(_ *decoder, s string) (string, *fault) {
+			base := strings.TrimSuffix(strings.TrimSuffix(s, ".service"), ".scope")
+			switch {
+			case valid.MatchString(s) && len(s) <= 255:
+				return s, nil
+			case strings.HasSuffix(base, "@") && base != s:
+				return "", &fault{codeSelector, quote(s) + " is a template; no process runs in it", "name the instance, as in " + base + "1" + strings.TrimPrefix(s, base)}
+			case !strings.Contains(s, ".") && valid.MatchString(s+".service"):
+				return "", &fault{codeSelector, quote(s) + " is not the full name of a unit", "did you mean " + quote(s+".service") + "?"}
+			}
+			return "", &fault{codeSelector, quote(s) + " is not the name of a .service or .scope unit", "systemctl status PID shows the unit of a process"}
+		},
+		props: map[string]any{"type": "string", "pattern": re, "maxLength": 255},
+	}
+}
+
+func exePath() form[string] {
+	return form[string]{
+		what: "an absolute path",
+		parse: func(_ *decoder, s string) (string, *fault) {
+			if !isClean(s) {
+				return "", &fault{codePath, quote(s) + " is not an absolute path in its plain form", "write the path that readlink /proc/PID/exe shows"}
+			}
+			return s, nil
+		},
+		props: map[string]any{"type": "string", "pattern": "^/"},
+	}
+}
+
+func digest() form[string] {
+	return form[string]{
+		what: "64 hex digits",
+		tags: []string{"!!int", "!!float"}, // YAML takes 64 digits for a number, with one e among them, too
+		parse: func(_ *decoder, s string) (string, *fault) {
+			if b, err := hex.DecodeString(s); err != nil || len(b) != 32 {
+				return "", &fault{codeSelector, fmt.Sprintf("a SHA-256 has 64 hex digits; this is %d characters", len([]rune(s))), "copy what sha256sum FILE prints"}
+			}
+			return strings.ToLower(s), nil
+		},
+		props: map[string]any{"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
+	}
+}

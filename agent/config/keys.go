@@ -1,0 +1,391 @@
+package config
+
+import (
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"go.yaml.in/yaml/v4"
+)
+
+// The table of everything that may be written. Each function lists the keys of one mapping and where their values
+// go; decoding, defaults, the JSON Schema and `ward schema` all read it.
+
+func unsupported(names ...string) map[string]fault {
+	m := make(map[string]fault, len(names))
+	for _, n := range names {
+		m[n] = fault{codeUnsupported, "the key " + quote(n) + " is not supported by this version of Ward", "remove it"}
+	}
+	return m
+}
+
+func (c *Config) keys() keys {
+	return keys{
+		list: []key{
+			{name: "trust_domain", value: trustDomain(&c.TrustDomain), required: true, example: "clinic.example",
+				doc: "The trust domain: the name under which every identity of this site lies. It cannot be changed later without enrolling everything anew."},
+			{name: "authority", value: object{c.Authority.keys()}, example: "{x509_ttl: 1h}",
+				doc: "The certificate authority inside the agent."},
+			{name: "agent", value: object{c.Agent.keys()}, example: "{socket: /run/ward/agent/workload.sock}",
+				doc: "The agent, which attests processes and serves them the SPIFFE Workload API."},
+			{name: "admin", value: object{c.Admin.keys()}, example: "{socket: /run/ward/agent/admin.sock}",
+				doc: "The operator's socket: status, entries, metrics, explanations."},
+			{name: "workloads", value: list[Workload]{into: &c.Workloads, item: func(w *Workload) value { return object{w.keys()} }},
+				example: "[{id: /app/portal, select: {unix.uid: 991}}]",
+				doc:     "The entries: which local processes are which workload."},
+			{name: "devices", value: list[Device]{into: &c.Devices, item: func(v *Device) value { return object{v.keys()} }},
+				example: "[{id: /device/ox-0042, identifiers: [{type: SYSID, system: 'urn:oid:1.2.3', value: FE-ED-AB-EE}], via: [/bridge/icu]}]",
+				doc:     "Wearables and sensors that reach Ward through a bridge."},
+			{name: "services", value: list[Service]{into: &c.Services, item: func(s *Service) value { return object{s.keys()} }},
+				example: "[{name: fhir.ehr.mesh.internal, id: /ward/ehr, addresses: ['10.0.0.5:8443'], callers: [/app/portal]}]",
+				doc:     "The FHIR services of the mesh, and where this host serves one, its listener and FHIR server."},
+			{name: "tokens", value: list[Issuer]{into: &c.Tokens, item: func(i *Issuer) value { return object{i.keys()} }},
+				example: "[{issuer: 'https://idp.clinic.example', audience: ['http://fhir.ehr.mesh.internal']}]",
+				doc:     "The OpenID Providers whose access tokens are accepted for users."},
+			{name: "bindings", value: list[Binding]{into: &c.Bindings, item: func(b *Binding) value { return object{b.keys()} }},
+				example: "[{client_id: smart-portal, workloads: [/app/portal]}]",
+				doc:     "Which workloads may carry the tokens that were issued to which OAuth client. A token of a client without a binding is refused."},
+			{name: "policies", value: object{c.Policies.keys()}, example: "{dir: /etc/ward/policy}",
+				doc: "The Cedar policies that decide each call."},
+			{name: "audit", value: object{c.Audit.keys()}, example: "{dir: /var/lib/ward/audit}",
+				doc: "The audit log."},
+			{name: "monitor", value: object{c.Monitor.keys()}, example: "{metrics: '127.0.0.1:9464'}",
+				doc: "How Ward itself is watched."},
+			{name: "mesh", value: object{c.Mesh.keys()}, example: "{zone: mesh.internal}",
+				doc: "How applications on this host reach services."},
+			{name: "deny", value: list[spiffeid.ID]{into: &c.Deny, item: func(id *spiffeid.ID) value { return identity(id) }}, example: "[/app/old]",
+				doc: "Identities that are refused, whatever certificate they show. They need not be workloads of this host."},
+			{name: "log", value: object{c.Log.keys()}, example: "{level: info, format: json}",
+				doc: "The daemon's own log. It never holds patient data or tokens."},
+		},
+		refused: unsupported("hosts", "limits", "validation", "federation"),
+	}
+}
+
+func (a *Authority) keys() keys {
+	return keys{list: []key{
+		{name: "dir", value: path(&a.Dir, "a folder"), def: "/var/lib/ward/authority", example: "/var/lib/ward/authority",
+			doc: "Folder of the authority's keys and journal; mode 0700. It is made on the first run. Back it up."},
+		{name: "ca_ttl", value: duration(&a.CATTL, time.Minute, 10*365*24*time.Hour), def: "8760h", example: "8760h",
+			doc: "How long the CA certificate lives, from the first run on."},
+		{name: "x509_ttl", value: duration(&a.X509TTL, 5*time.Second, 24*time.Hour), def: "1h", example: "1h",
+			doc: "How long an X.509-SVID lives unless its entry says otherwise. It is renewed at half of that."},
+	}}
+}
+
+func (a *Agent) keys() keys {
+	return keys{list: []key{
+		{name: "socket", value: socket(&a.Socket), def: "/run/ward/agent/workload.sock", example: "/run/ward/agent/workload.sock",
+			doc: "Unix socket of the Workload API. Workloads find it by SPIFFE_ENDPOINT_SOCKET=unix://PATH."},
+	}}
+}
+
+func (a *Admin) keys() keys {
+	return keys{list: []key{
+		{name: "socket", value: socket(&a.Socket), def: "/run/ward/agent/admin.sock", example: "/run/ward/agent/admin.sock",
+			doc: "Unix socket for root and the group ward-admin."},
+	}}
+}
+
+func (w *Workload) keys() keys {
+	return keys{
+		list: []key{
+			{name: "id", value: identity(&w.ID), required: true, example: "/app/portal",
+				doc: "The SPIFFE ID that the workload gets: its path, or the full ID."},
+			{name: "name", value: matching(&w.Name, "a name of letters, digits, dots, dashes, underscores and slashes", `^[A-Za-z0-9._/-]{1,256}$`, "use other characters; 256 at most"),
+				example: "portal", doc: "A name of the entry, unique. Without it the ID's path is the name."},
+			{name: "select", value: object{selectors(&w.Select)}, required: true, example: "{unix.uid: 991, systemd.unit: portal.service}",
+				doc: "What must be attested of a process, all of it. unix.uid or systemd.unit must be among it: the other facts narrow an entry, and cannot carry one."},
+			{name: "svid", value: object{w.SVID.keys()}, example: "{x509_ttl: 1h}",
+				doc: "What is put into the workload's certificates."},
+			{name: "proxy", value: flag(&w.Proxy), def: "false", example: "true",
+				doc: "Whether the local proxy may borrow this identity to make the workload's calls. Workloads that call services through Ward need it."},
+			{name: "min_strength", value: word(&w.MinStrength, []string{"weak", "strong"}), def: "weak", example: "strong",
+				doc: "How firmly a process must have been pinned while it was attested. strong needs a kernel that pins the peer of a socket itself, Linux 6.5 or later."},
+		},
+		refused: unsupported("hosts", "may_act_for", "fhir", "max_age", "posture", "federates_with"),
+	}
+}
+
+func (s *SVID) keys() keys {
+	return keys{
+		list: []key{
+			{name: "x509_ttl", value: duration(&s.X509TTL, 5*time.Second, 24*time.Hour), example: "1h",
+				doc: "How long this workload's X.509-SVIDs live. Without it authority.x509_ttl counts."},
+			{name: "dns_names", value: list[string]{into: &s.DNSNames, item: dnsName}, example: "[portal.clinic.example]",
+				doc: "DNS names in the certificate, for clients that know no SPIFFE."},
+			{name: "hint", value: text(&s.Hint, "text of at most 1024 bytes", 1024), example: "portal", // SPIFFE Workload API §8
+				doc: "A word by which a workload that has several identities tells them apart."},
+		},
+		refused: unsupported("wit", "jwt_ttl"),
+	}
+}
+
+func (v *Device) keys() keys {
+	return keys{
+		list: []key{
+			{name: "id", value: identity(&v.ID), required: true, example: "/device/ox-0042",
+				doc: "The SPIFFE ID of the device."},
+			{name: "identifiers", value: list[Identifier]{into: &v.Identifiers, least: 1, item: func(i *Identifier) value { return object{i.keys()} }}, required: true,
+				example: "[{type: SYSID, system: 'urn:oid:1.2.3', value: FE-ED-AB-EE}]",
+				doc:     "What FHIR resources call the device (Device.identifier). No two devices may share one."},
+			{name: "via", value: list[spiffeid.ID]{into: &v.Via, least: 1, item: func(id *spiffeid.ID) value { return identity(id) }}, required: true,
+				example: "[/bridge/icu]", doc: "The workloads that may speak for the device."},
+			{name: "assurance", value: word(&v.Assurance, []string{"declared", "bonded", "attested"}), def: "declared", example: "bonded",
+				doc: "How sure it is that data come from this very device. attested: its own key answered a challenge. bonded: the Bluetooth peer is the one that was enrolled. declared: it says so."},
+			{name: "patient", value: list[Window]{into: &v.Patients, lone: true, item: func(w *Window) value { return object{w.keys()} }},
+				example: "{ref: Patient/123, from: 2026-11-20, until: 2026-11-30}",
+				doc:     "Who wears the device, and when. A list of such windows, which must not overlap, is possible."},
+		},
+		refused: unsupported("allow"),
+	}
+}
+
+func (i *Identifier) keys() keys {
+	return keys{list: []key{
+		{name: "type", value: word(&i.Type, []string{"SYSID", "BTMAC", "ETHMAC", "USB", "ZIGBEE"}), required: true, example: "SYSID",
+			doc: "The kind of identifier."},
+		{name: "system", value: uri(&i.System, "an absolute URI such as urn:oid:1.2.3"), required: true, example: "'urn:oid:1.2.3'",
+			doc: "The naming system, as in Identifier.system."},
+		{name: "value", value: text(&i.Value, "the identifier itself", 256), required: true, example: "FE-ED-AB-EE-DE-AD-77-C3",
+			doc: "The identifier itself, as in Identifier.value."},
+	}}
+}
+
+func (w *Window) keys() keys {
+	return keys{list: []key{
+		{name: "ref", value: matching(&w.Ref, "a reference such as Patient/123", `^Patient/[A-Za-z0-9.-]{1,64}$`, "write Patient/ and the resource's id"), required: true, example: "Patient/123",
+			doc: "The patient, as a relative reference."},
+		{name: "from", value: instant(&w.From), example: "2026-11-20", doc: "When the window begins; without it, it has always been open."},
+		{name: "until", value: instant(&w.Until), example: "2026-11-30", doc: "The first moment after the window; without it, it stays open."},
+	}}
+}
+
+func (s *Service) keys() keys {
+	return keys{
+		list: []key{
+			{name: "name", value: dnsName(&s.Name), required: true, example: "fhir.ehr.mesh.internal",
+				doc: "The name by which applications call the service; below mesh.zone."},
+			{name: "id", value: identity(&s.ID), required: true, example: "/ward/ehr",
+				doc: "The SPIFFE ID that must answer. It belongs to the ward in front of the FHIR server and to no workload."},
+			{name: "addresses", value: list[string]{into: &s.Addresses, least: 1, item: peer}, required: true, example: "['10.0.0.5:8443']",
+				doc: "Where that ward listens, in order of preference."},
+			{name: "callers", value: list[spiffeid.ID]{into: &s.Callers, item: func(id *spiffeid.ID) value { return identity(id) }}, required: true, example: "[/app/portal]",
+				doc: "The workloads that may call the service at all. What they may do there, policy says."},
+			{name: "base", value: basePath(&s.Base), def: `""`, example: "/fhir",
+				doc: "Path under which FHIR lives; the same for callers and at the FHIR server."},
+			{name: "max_exchange", value: duration(&s.MaxExchange, time.Second, 8*time.Hour), def: "5m", example: "5m",
+				doc: "The longest single request and reply. At most a third of the shortest SVID's life that is involved, since no connection may outlive its certificates."},
+			{name: "listen", value: address(&s.Listen), example: "10.0.0.5:8443",
+				doc: "Where the ward in front of the FHIR server listens. On the serving host only, together with upstream."},
+			{name: "upstream", value: object{s.Upstream.keys()}, example: "{address: 'unix:/run/hapi/fhir.sock'}",
+				doc: "The FHIR server. On the serving host only, together with listen."},
+		},
+		refused: unsupported("srv", "via", "mode", "observe_until"),
+	}
+}
+
+func (u *Upstream) keys() keys {
+	return keys{
+		list: []key{
+			{name: "address", value: upstream(u), required: true, example: "'unix:/run/hapi/fhir.sock'",
+				doc: "Where the FHIR server listens: a Unix socket, which is preferred, or a loopback address. It must not be reachable in any other way."},
+		},
+		refused: unsupported("process", "lookup_token"),
+	}
+}
+
+func (i *Issuer) keys() keys {
+	return keys{list: []key{
+		{name: "issuer", value: webURL(&i.Issuer, "the issuer's URL", false), required: true, example: "'https://idp.clinic.example'",
+			doc: "The issuer, exactly as in the iss claim. http is accepted to a loopback host only."},
+		{name: "audience", value: list[string]{into: &i.Audience, least: 1, item: func(s *string) value { return text(s, "an audience", 2048) }}, required: true, example: "['http://fhir.ehr.mesh.internal']",
+			doc: "A token must name at least one of these in its aud claim."},
+		{name: "algorithms", value: list[string]{into: &i.Algorithms, least: 1, item: func(s *string) value {
+			return word(s, []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
+		}}, def: "[RS256, PS256, ES256]", example: "[ES256]",
+			doc: "The signature algorithms that are accepted."},
+		{name: "discovery", value: word(&i.Discovery, []string{DiscoverOpenID, DiscoverOAuth, DiscoverNone}), example: "oauth",
+			doc: "How the keys are found: openid by /.well-known/openid-configuration, oauth by RFC 8414's document, none by jwks_uri or jwks_file. The default is none where one of those is given, and openid elsewhere."},
+		{name: "jwks_uri", value: webURL(&i.JWKSURI, "the URL of a JWK set", true), example: "'https://idp.clinic.example/jwks'",
+			doc: "Where the keys are, instead of discovery."},
+		{name: "jwks_file", value: path(&i.JWKSFile, "a file with a JWK set"), example: "/etc/ward/idp.jwks",
+			doc: "A file that holds the keys, instead of discovery and jwks_uri. It must be writable by root and the running user only."},
+		{name: "ca_file", value: path(&i.CAFile, "a PEM file"), example: "/etc/ward/idp-ca.pem",
+			doc: "The roots for TLS to the issuer, instead of the system's. It must be writable by root and the running user only."},
+		{name: "types", value: list[string]{into: &i.Types, least: 1, item: func(s *string) value { return word(s, []string{"at+jwt", "JWT", TypeAbsent}) }},
+			def: "[at+jwt, JWT, absent]", example: "[at+jwt]",
+			doc: "The values of a token's typ header that are accepted; absent stands for a token without one. Where the issuer follows RFC 9068, write [at+jwt]: an ID token is no access token."},
+		{name: "leeway", value: duration(&i.Leeway, 0, time.Minute), def: "30s", example: "30s",
+			doc: "By how much the issuer's clock may differ from this one."},
+		{name: "claims", value: object{i.Claims.keys()}, example: "{roles: groups}",
+			doc: "The claims that carry facts about the user."},
+	}}
+}
+
+func (c *Claims) keys() keys {
+	claim := func(into *string) value { return text(into, "the name of a claim", 256) }
+	return keys{list: []key{
+		{name: "roles", value: claim(&c.Roles), def: "roles", example: "groups", doc: "The user's roles: text, or a list of texts."},
+		{name: "purpose", value: claim(&c.Purpose), def: "purpose_of_use", example: "purpose_of_use", doc: "The purpose of use, such as TREAT."},
+		{name: "name", value: claim(&c.Name), def: "name", example: "preferred_username", doc: "A name for operators to read."},
+		{name: "patient", value: claim(&c.Patient), def: "patient", example: "patient", doc: "The SMART launch context's patient."},
+		{name: "fhir_user", value: claim(&c.FHIRUser), def: "fhirUser", example: "fhirUser", doc: "The FHIR resource that is the user."},
+	}}
+}
+
+func (b *Binding) keys() keys {
+	return keys{
+		list: []key{
+			{name: "issuer", value: webURL(&b.Issuer, "the issuer's URL", false), example: "'https://idp.clinic.example'",
+				doc: "One of the issuers under tokens. It may be left out when there is only one."},
+			{name: "client_id", value: text(&b.ClientID, "a client's ID", 256), required: true, example: "smart-portal",
+				doc: "The OAuth client to which the tokens were issued."},
+			{name: "mode", value: word(&b.Mode, []string{"client-map"}, "pin", "cnf", "exchange"), def: "client-map", example: "client-map",
+				doc: "How a token is tied to its workload. client-map: the client's tokens are accepted from these workloads and from no others."},
+			{name: "workloads", value: list[spiffeid.ID]{into: &b.Workloads, least: 1, item: func(id *spiffeid.ID) value { return identity(id) }}, required: true, example: "[/app/portal]",
+				doc: "The workloads that may carry the tokens."},
+		},
+		refused: unsupported("pin"),
+	}
+}
+
+func (p *Policies) keys() keys {
+	return keys{list: []key{
+		{name: "dir", value: path(&p.Dir, "a folder"), def: "/etc/ward/policy", example: "/etc/ward/policy",
+			doc: "Folder of the Cedar policies. It and the files in it must be writable by root and the running user only."},
+	}}
+}
+
+func (a *Audit) keys() keys {
+	return keys{list: []key{
+		{name: "dir", value: path(&a.Dir, "a folder"), def: "/var/lib/ward/audit", example: "/var/lib/ward/audit",
+			doc: "Folder of the audit log."},
+		{name: "segment_size", value: size(&a.SegmentSize, 4<<10, 4<<30), def: "64MiB", example: "64MiB",
+			doc: "How large one file of the log grows before the next is begun."},
+		{name: "min_free", value: size(&a.MinFree, 1<<20, 1<<40), def: "64MiB", example: "1GiB",
+			doc: "With less free space than this, calls are refused: what cannot be recorded does not happen."},
+	}}
+}
+
+func (m *Monitor) keys() keys {
+	return keys{list: []key{
+		{name: "metrics", value: loopbackOrOff(&m.Metrics), def: `""`, example: "'127.0.0.1:9464'",
+			doc: "Loopback address for Prometheus metrics, which any local user can then read. They are on the admin socket in any case."},
+	}}
+}
+
+func (m *Mesh) keys() keys {
+	return keys{list: []key{
+		{name: "zone", value: zone(&m.Zone), def: "mesh.internal", example: "mesh.internal",
+			doc: "The DNS zone below which services are named."},
+		{name: "dns", value: loopbackOrOff(&m.DNS), def: "127.77.0.53:53", example: "127.77.0.53:53",
+			doc: "Where the DNS responder for the zone listens."},
+		{name: "listen", value: loopbackOrOff(&m.Listen), def: "127.77.0.1:80", example: "127.77.0.1:80",
+			doc: "Where egress accepts plain HTTP from applications, also as their http_proxy."},
+		{name: "sockets", value: pathOrOff(&m.Sockets, "a folder"), def: "/run/ward/egress", example: "/run/ward/egress",
+			doc: "Folder in which egress has a Unix socket for each service, SERVICE.sock."},
+	}}
+}
+
+func (l *Log) keys() keys {
+	return keys{list: []key{
+		{name: "level", value: word(&l.Level, []string{"debug", "info", "warn", "error"}), def: "info", example: "debug",
+			doc: "The least important message that is written."},
+		{name: "format", value: word(&l.Format, []string{"json", "console"}), def: "json", example: "console",
+			doc: "json for machines, console for people."},
+	}}
+}
+
+// basePath is "" or a path in its plain form, without a slash at the end.
+func basePath(into *string) value {
+	return matching(into, "a path such as /fhir", `^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*$`, "begin with a slash, end without one, and use letters, digits, dots, dashes, underscores and tildes")
+}
+
+// zone is a DNS name, and "" stands for none.
+func zone(into *string) value {
+	named := dnsName(into).(scalar[string])
+	parse := named.form.parse
+	named.form.what += `, or "" for none`
+	named.form.parse = func(d *decoder, s string) (string, *fault) {
+		if s == "" {
+			return "", nil
+		}
+		return parse(d, s)
+	}
+	named.form.props = map[string]any{"type": "string", "maxLength": 253}
+	return named
+}
+
+// selector is one fact of an entry's `select:`, or several of one type.
+type selector struct {
+	into *[]Selector
+	kind string
+	form form[string]
+	many bool
+}
+
+// selectors is the table of what can be attested of a process.
+func selectors(into *[]Selector) keys {
+	one := func(kind string, f form[string]) value { return selector{into: into, kind: kind, form: f} }
+	return keys{
+		noun: "selector", unknown: codeUnknownSelector,
+		list: []key{
+			{name: "unix.uid", value: one("unix.uid", numericID()), example: "991",
+				doc: "The effective user. A boundary: no process can take it on unaided."},
+			{name: "unix.gid", value: one("unix.gid", numericID()), example: "991",
+				doc: "The effective group."},
+			{name: "unix.group", value: selector{into: into, kind: "unix.group", form: numericID(), many: true}, example: "[27]",
+				doc: "Supplementary groups, all of which the process must have."},
+			{name: "systemd.unit", value: one("systemd.unit", unitName()), example: "portal.service",
+				doc: "The unit of the system's own service manager. A boundary: only root can put a process there."},
+			{name: "systemd.user_unit", value: one("systemd.user_unit", unitName()), example: "portal.service",
+				doc: "The unit of a user's own manager. That user can name it freely, so it is weak, and needs unix.uid beside it."},
+			{name: "exe.path", value: one("exe.path", exePath()), example: "/usr/bin/portal",
+				doc: "The path of the executable. An interpreter is itself, not its script."},
+			{name: "exe.sha256", value: one("exe.sha256", digest()), example: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+				doc: "The SHA-256 of the executable, in hex. It must be changed with each update of the program."},
+		},
+		refused: map[string]fault{
+			"launch": {codeLaunch, `the selector "launch" cannot be used in config: it is for children that Ward itself has started`, "select by unix.uid or systemd.unit"},
+		},
+	}
+}
+
+func (s selector) decode(d *decoder, n *yaml.Node, path string) {
+	if !s.many || n.Kind != yaml.SequenceNode {
+		s.one(d, n, path)
+		return
+	}
+	if len(n.Content) == 0 {
+		d.failNode(n, path, fault{codeMissing, "the list " + quote(s.kind) + " is empty", "name at least one, or remove the key"})
+	}
+	for _, item := range n.Content {
+		s.one(d, item, path)
+	}
+}
+
+func (s selector) one(d *decoder, n *yaml.Node, path string) {
+	var v string
+	errs := len(d.errs)
+	scalar[string]{&v, s.form}.decode(d, n, path)
+	if len(d.errs) > errs {
+		return
+	}
+	sel := Selector{s.kind, v}
+	for _, other := range *s.into {
+		if other == sel {
+			d.failNode(n, path, fault{codeRepeated, quote(v) + " is listed twice", "remove one"})
+			return
+		}
+	}
+	*s.into = append(*s.into, sel)
+}
+
+func (s selector) complete(*decoder, string) {}
+
+func (s selector) words() string {
+	if s.many {
+		return s.form.what + ", or a list of such"
+	}
+	return s.form.what
+}
