@@ -23,15 +23,20 @@ func (r *reply) bundle(typ string, visit func(*entry) error) error {
 func (r *reply) bundleMembers(typ string, visit func(*entry) error) error {
 	var isBundle, isType bool
 	var total, matches = -1, 0
+	notBundle := &Error{Class: Malformed, Text: "the reply is not a Bundle of type " + typ}
 	err := r.object(func(name []byte) (err error) {
 		var v []byte
 		switch string(name) {
 		case "resourceType":
-			v, err = r.text()
-			isBundle = string(v) == "Bundle"
+			if v, err = r.text(); err == nil && string(v) != "Bundle" {
+				return notBundle
+			}
+			isBundle = true
 		case "type":
-			v, err = r.text()
-			isType = string(v) == typ
+			if v, err = r.text(); err == nil && string(v) != typ {
+				return notBundle
+			}
+			isType = true
 		case "total":
 			total, err = r.number()
 		case "link":
@@ -39,8 +44,9 @@ func (r *reply) bundleMembers(typ string, visit func(*entry) error) error {
 		case "entry":
 			matches, err = r.entries(visit)
 		default:
-			if alike(name, "resourceType", "type", "total", "link", "entry") {
-				return r.refuse(Invalid, "a member's name has the wrong case")
+			// Anything else, such as `contained`, could hold what nothing here would check.
+			if !isBundleElement(string(name)) {
+				return r.refuse(Invalid, "not an element of a Bundle")
 			}
 			return r.skip()
 		}
@@ -53,7 +59,7 @@ func (r *reply) bundleMembers(typ string, visit func(*entry) error) error {
 	case err != nil:
 		return err
 	case !isBundle || !isType:
-		return &Error{Class: Malformed, Text: "the reply is not a Bundle of type " + typ}
+		return notBundle
 	case r.confined() && total > matches && !r.facts.More:
 		// What the caller is not shown must not be counted for them either: _summary=count, _count=0.
 		return &Error{Class: Outside, Text: "the reply counts more than it shows", Expression: "total"}
@@ -61,12 +67,31 @@ func (r *reply) bundleMembers(typ string, visit func(*entry) error) error {
 	return nil
 }
 
+// isBundleElement knows the elements of a Bundle that are passed over (bundle.html).
+func isBundleElement(name string) bool {
+	switch name {
+	case "id", "meta", "implicitRules", "language", "identifier", "timestamp", "signature",
+		"_id", "_implicitRules", "_language", "_type", "_timestamp", "_total":
+		return true
+	}
+	return false
+}
+
+// isEntryElement knows the elements of Bundle.entry that are passed over.
+func isEntryElement(name string) bool {
+	switch name {
+	case "id", "extension", "modifierExtension", "link", "_id", "_fullUrl":
+		return true
+	}
+	return false
+}
+
 // links reads Bundle.link to learn whether there are more pages.
 func (r *reply) links() error {
 	return r.array(func(i int) error {
 		err := r.object(func(name []byte) error {
 			if string(name) != "relation" {
-				return r.skip()
+				return r.ignore(name, "relation")
 			}
 			v, err := r.text()
 			r.facts.More = r.facts.More || string(v) == "next"
@@ -125,8 +150,8 @@ func (r *reply) entry(e *entry) error {
 				return err
 			})
 		default:
-			if alike(name, "fullUrl", "resource", "search", "request", "response") {
-				return r.refuse(Invalid, "a member's name has the wrong case")
+			if !isEntryElement(string(name)) {
+				return r.refuse(Invalid, "not an element of a Bundle's entry")
 			}
 			return r.skip()
 		}
@@ -156,7 +181,7 @@ func (r *reply) strings(fields ...field) error {
 		}
 		for _, f := range fields {
 			if alike(name, f.name) {
-				return r.refuse(Invalid, "a member's name has the wrong case")
+				return r.refuse(Invalid, wrongCase)
 			}
 		}
 		return r.skip()

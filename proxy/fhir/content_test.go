@@ -113,6 +113,8 @@ func TestParseResourceRefuses(t *testing.T) {
 		{"contained in contained", `{"resourceType":"Patient","contained":[{"resourceType":"Patient","contained":[]}]}`, Invalid, "Patient.contained[0].contained", "another"},
 		{"entry without type", `{"resourceType":"Bundle","entry":[{},{"resource":{}}]}`, Malformed, "Bundle.entry[1].resource", "resourceType"},
 		{"part without type", `{"resourceType":"Parameters","parameter":[{"part":[{"resource":{}}]}]}`, Malformed, "Parameters.parameter[0].part[0].resource", "resourceType"},
+		{"Bundles in Bundles", strings.Repeat(`{"resourceType":"Bundle","entry":[{"resource":`, 5) + `{"resourceType":"Patient"}` + strings.Repeat(`}]}`, 5), TooLarge,
+			"Bundle" + strings.Repeat(".entry[0].resource", 5), "within each other"},
 		{"deep", deep(65), TooLarge, "Patient.x", "deeper than 64"},
 		{"very deep", deep(100_000), TooLarge, "Patient.x", "deeper than 64"},
 		{"very deep, type last", `{"x":` + strings.Repeat("[", 100_000), Malformed, "Resource", "resourceType"},

@@ -35,7 +35,7 @@ func CheckReply(in Interaction, check Check, status int, contentType string, bod
 	switch {
 	case status >= 400 && status <= 599:
 		r.failed(contentType, body, o)
-	case status == 304 && len(body) == 0:
+	case status == 304 && len(body) == 0 && !in.Kind.Writes():
 		// "Not modified" says that the resource exists and has this version.
 		err = r.unseen()
 	case status == 204 && len(body) == 0, (status == 200 || status == 201) && len(body) == 0:

@@ -2,7 +2,6 @@ package fhir
 
 import (
 	"bytes"
-	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -16,6 +15,7 @@ type walk struct {
 	ahead  *jsontext.Decoder
 	words  map[string]string // one copy of each type and patient id
 	search bool              // some reference is a search
+	nested int               // resources within each other around the present place
 }
 
 // resource is what the walk found of one resource. Byte slices are parts of the text.
@@ -28,6 +28,10 @@ type resource struct {
 	foreign     bool
 	labels      []Coding
 }
+
+// maxNested bounds how many resources may lie within each other inside one. Each may have its resourceType at its
+// end, and then is read twice.
+const maxNested = 4
 
 // place says where a resource stands.
 type place uint8
@@ -147,10 +151,10 @@ func (w *walk) resourceMember(res *resource, at place, paths [][]string, name []
 	if next != 0 {
 		return w.path(res, paths, next, leaf, 1)
 	}
-	if alike(name, "resourceType", "id", "meta", "contained", "entry", "parameter") || alikePath(paths, ^uint64(0), 0, name) {
-		return w.refuse(Invalid, "the member's name has the wrong case")
+	if alikePath(paths, ^uint64(0), 0, name) {
+		return w.refuse(Invalid, wrongCase)
 	}
-	return w.skip()
+	return w.ignore(name, "resourceType", "id", "meta", "contained", "entry", "parameter")
 }
 
 func (w *walk) resourceType(res *resource) error {
@@ -218,10 +222,7 @@ func (w *walk) meta(res *resource) error {
 				return nil
 			})
 		default:
-			if alike(name, "versionId", "security") {
-				return w.refuse(Invalid, "a member's name has the wrong case")
-			}
-			return w.skip()
+			return w.ignore(name, "versionId", "security")
 		}
 		if err != nil {
 			return under(err, string(name))
@@ -239,10 +240,7 @@ func (w *walk) label(res *resource) error {
 		case "code":
 			field = &c.Code
 		default:
-			if alike(name, "system", "code") {
-				return w.refuse(Invalid, "a member's name has the wrong case")
-			}
-			return w.skip()
+			return w.ignore(name, "system", "code")
 		}
 		v, err := w.text()
 		if err != nil {
@@ -257,148 +255,15 @@ func (w *walk) label(res *resource) error {
 	return err
 }
 
-// carried reads a resource within res.
-func (w *walk) carried(res *resource, at place) error {
-	var inner resource
-	if err := w.resource(&inner, at); err != nil {
-		return err
+const wrongCase = "a member's name has the wrong case"
+
+// ignore passes over the value of a member on which no decision rests, unless its name is like one of those
+// on which some does.
+func (w *walk) ignore(name []byte, known ...string) error {
+	if alike(name, known...) {
+		return w.refuse(Invalid, wrongCase)
 	}
-	res.inner += 1 + inner.inner
-	res.carries = append(append(res.carries, inner.patients...), inner.carries...)
-	res.labels = append(res.labels, inner.labels...)
-	if at == own {
-		res.foreign = true
-	}
-	return nil
-}
-
-// carriedEntry reads one element of Bundle.entry for the resources in it.
-func (w *walk) carriedEntry(res *resource) error {
-	return w.object(func(name []byte) error {
-		switch string(name) {
-		case "resource":
-			if err := w.carried(res, own); err != nil {
-				return under(err, "resource")
-			}
-			return nil
-		case "response":
-			if err := w.response(func() error { return w.carried(res, own) }); err != nil {
-				return under(err, "response")
-			}
-			return nil
-		}
-		if alike(name, "resource", "response") {
-			return w.refuse(Invalid, "a member's name has the wrong case")
-		}
-		return w.skip()
-	})
-}
-
-// response reads a Bundle.entry.response, whose only resource is the outcome.
-func (w *walk) response(outcome func() error) error {
-	return w.object(func(name []byte) error {
-		switch {
-		case string(name) == "outcome":
-			if err := outcome(); err != nil {
-				return under(err, "outcome")
-			}
-			return nil
-		case alike(name, "outcome"):
-			return w.refuse(Invalid, "a member's name has the wrong case")
-		}
-		return w.skip()
-	})
-}
-
-// parameters reads Parameters.parameter, or its part, for the resources in it.
-func (w *walk) parameters(res *resource) error {
-	return w.array(func(i int) error {
-		err := w.object(func(name []byte) (err error) {
-			switch string(name) {
-			case "resource":
-				err = w.carried(res, own)
-			case "part":
-				err = w.parameters(res)
-			default:
-				if alike(name, "resource", "part") {
-					return w.refuse(Invalid, "a member's name has the wrong case")
-				}
-				return w.skip()
-			}
-			if err != nil {
-				return under(err, string(name))
-			}
-			return nil
-		})
-		if err != nil {
-			return under(err, index(i))
-		}
-		return nil
-	})
-}
-
-// path reads the value of an element on a compartment path: an object, or an array of objects. set has a bit
-// for each of paths that led here; leaf means that the element is the Reference at a path's end.
-func (w *walk) path(res *resource, paths [][]string, set uint64, leaf bool, depth int) error {
-	if w.kind() == jsontext.KindBeginArray {
-		return w.array(func(i int) error {
-			if err := w.step(res, paths, set, leaf, depth); err != nil {
-				return under(err, index(i))
-			}
-			return nil
-		})
-	}
-	return w.step(res, paths, set, leaf, depth)
-}
-
-func (w *walk) step(res *resource, paths [][]string, set uint64, leaf bool, depth int) error {
-	if leaf {
-		return w.reference(res)
-	}
-	return w.object(func(name []byte) error {
-		next, leaf := live(paths, set, depth, name)
-		if next == 0 {
-			if alikePath(paths, set, depth, name) {
-				return w.refuse(Invalid, "a member's name has the wrong case")
-			}
-			return w.skip()
-		}
-		if err := w.path(res, paths, next, leaf, depth+1); err != nil {
-			return under(err, string(name))
-		}
-		return nil
-	})
-}
-
-// live is the part of set whose paths go on through name at this depth, and whether one of them ends there.
-func live(paths [][]string, set uint64, depth int, name []byte) (next uint64, leaf bool) {
-	for i, p := range paths {
-		if set&(1<<i) != 0 && depth < len(p) && p[depth] == string(name) {
-			next |= 1 << i
-			leaf = leaf || depth == len(p)-1
-		}
-	}
-	return next, leaf
-}
-
-// alike reports whether name differs from one of names by case alone. A reader that ignores case, as Go's
-// own does, would take it for that name.
-func alike(name []byte, names ...string) bool {
-	for _, n := range names {
-		if len(n) == len(name) && n != string(name) && strings.EqualFold(n, string(name)) {
-			return true
-		}
-	}
-	return false
-}
-
-func alikePath(paths [][]string, set uint64, depth int, name []byte) bool {
-	for i, p := range paths {
-		if set&(1<<i) != 0 && depth < len(p) && alike(name, p[depth]) {
-			return true
-		}
-	}
-	return false
+	return w.skip()
 }
 
 // skip passes over a value on which no decision rests. It still looks at every name and every reference.

@@ -22,10 +22,7 @@ func (w *walk) reference(res *resource) error {
 			logical = true
 			err = w.skip()
 		default:
-			if alike(name, "reference", "type", "identifier") {
-				return w.refuse(Invalid, "a member's name has the wrong case")
-			}
-			return w.skip()
+			return w.ignore(name, "reference", "type", "identifier")
 		}
 		if err != nil {
 			return under(err, string(name))
@@ -54,12 +51,8 @@ func (w *walk) reference(res *resource) error {
 // local resolves a literal reference to a resource of this server: `Type/id`, `Type/id/_history/version`, or
 // one of these after a base of ours (references.html#literal).
 func (w *walk) local(literal []byte) (typ, id []byte, ok bool) {
-	return localPath(w.bases, literal)
-}
-
-func localPath(bases []string, literal []byte) (typ, id []byte, ok bool) {
 	rest := literal
-	for _, base := range bases {
+	for _, base := range w.bases {
 		base = strings.TrimSuffix(base, "/")
 		if base != "" && len(literal) > len(base) && literal[len(base)] == '/' && string(literal[:len(base)]) == base {
 			rest = literal[len(base)+1:]
