@@ -113,7 +113,7 @@ func (s Strength) String() string {
 }
 
 // Process is one local process, pinned: as long as Alive returns nil, PID names the process that was meant
-// and no other. Implemented by attest/peer for socket peers and by attest/launch for children.
+// and no other. Implemented by attest/peer.
 type Process interface {
 	PID() int
 	// UID and GID are those of the socket's peer at connect (SO_PEERCRED or inet_diag), not of /proc.
@@ -124,9 +124,16 @@ type Process interface {
 	Proc() *os.File
 	// Strength is how the process was pinned.
 	Strength() Strength
-	// Alive is nil while the pinned process runs the image it ran when it was pinned. After exit it wraps
-	// ErrExited, after an execve ErrReplaced.
+	// Alive is nil while the pinned process runs the image it ran when it was pinned, as the same user. After
+	// exit it wraps ErrExited, after an execve ErrReplaced, after a change of user ErrMismatch.
 	Alive() error
+}
+
+// Shared is a Process whose socket is held by other processes too, as after a fork. What was said on that
+// socket may have been said by any of them, so Run attests each, and all must be the same.
+type Shared interface {
+	Process
+	Others() []Process
 }
 
 // Attestor reads one kind of fact. It reports facts only, and no fact is not an error: a process outside
@@ -154,8 +161,31 @@ var (
 // still lives. The last check is what makes the facts true of this process: whatever was read under a
 // reused pid is thrown away here.
 func Run(ctx context.Context, p Process, attestors []Attestor) (Attestation, error) {
-	if err := p.Alive(); err != nil {
+	facts, err := read(ctx, p, attestors)
+	if err != nil {
 		return Attestation{}, err
+	}
+	if shared, ok := p.(Shared); ok {
+		for _, other := range shared.Others() {
+			theirs, err := read(ctx, other, attestors)
+			if err != nil {
+				return Attestation{}, fmt.Errorf("process %d shares the socket: %w", other.PID(), err)
+			}
+			if !slices.Equal(facts, theirs) {
+				return Attestation{}, fmt.Errorf("%w: process %d shares the socket and attests differently", ErrMismatch, other.PID())
+			}
+			if err := p.Alive(); err != nil {
+				return Attestation{}, err
+			}
+		}
+	}
+	return Attestation{Selectors: facts, Strength: p.Strength(), Time: time.Now()}, nil
+}
+
+// read is the part of the journey that each holder of a socket goes through.
+func read(ctx context.Context, p Process, attestors []Attestor) (Selectors, error) {
+	if err := p.Alive(); err != nil {
+		return nil, err
 	}
 	var facts []Selector
 	for _, a := range attestors {
@@ -163,14 +193,14 @@ func Run(ctx context.Context, p Process, attestors []Attestor) (Attestation, err
 		if err != nil {
 			// A process that vanished explains its unreadable files better than ENOENT does.
 			if gone := p.Alive(); gone != nil {
-				return Attestation{}, gone
+				return nil, gone
 			}
-			return Attestation{}, fmt.Errorf("attestor %s: %w", a.Name(), err)
+			return nil, fmt.Errorf("attestor %s: %w", a.Name(), err)
 		}
 		facts = append(facts, f...)
 	}
 	if err := p.Alive(); err != nil {
-		return Attestation{}, err
+		return nil, err
 	}
-	return Attestation{Selectors: NewSelectors(facts...), Strength: p.Strength(), Time: time.Now()}, nil
+	return NewSelectors(facts...), nil
 }

@@ -1,0 +1,184 @@
+package peer
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Conn is an accepted connection whose peer is pinned before a byte is read or written. When that process ends,
+// or is no longer the one that was pinned, the connection is closed. On a Unix socket every read also checks
+// who sent what it returns.
+type Conn struct {
+	netConn  // not reached from outside: reading from it would go round the checks
+	pinner   *Pinner
+	receiver *receiver // nil for TCP
+
+	once    sync.Once
+	process *Process
+	refused error
+}
+
+// Process pins the peer at its first call and returns the same afterwards. The Conn closes the Process.
+func (c *Conn) Process() (*Process, error) {
+	c.once.Do(func() {
+		c.process, c.refused = c.pinner.pinConn(c.netConn)
+		if c.refused != nil {
+			_ = c.netConn.Close()
+			return
+		}
+		c.process.onEnd(func(error) { _ = c.netConn.Close() })
+	})
+	return c.process, c.refused
+}
+
+// Read implements net.Conn. Its error wraps what Process.Alive says once the peer has ended, and ErrPassed when
+// another process sent the message; both end the connection.
+func (c *Conn) Read(b []byte) (int, error) {
+	process, err := c.Process()
+	if err != nil {
+		return 0, c.opError("read", err)
+	}
+	var n int
+	if c.receiver == nil {
+		n, err = c.netConn.Read(b)
+	} else {
+		n, err = c.receiver.read(b, process.pid)
+	}
+	// What was read before the end was noticed may be another's.
+	if ended := process.ended(); ended != nil && !errors.Is(ended, ErrClosed) && err != io.EOF {
+		return 0, c.opError("read", ended)
+	}
+	if err != nil && c.receiver != nil && c.receiver.refused() {
+		_ = c.netConn.Close()
+		return 0, c.opError("read", err)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(b []byte) (int, error) {
+	process, err := c.Process()
+	if err != nil {
+		return 0, c.opError("write", err)
+	}
+	if ended := process.ended(); ended != nil && !errors.Is(ended, ErrClosed) {
+		return 0, c.opError("write", ended)
+	}
+	return c.netConn.Write(b)
+}
+
+// CloseWrite tells the peer that nothing more follows.
+func (c *Conn) CloseWrite() error {
+	if h, ok := c.netConn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return fmt.Errorf("peer: %s: close for writing: %w", c.LocalAddr().Network(), os.ErrInvalid)
+}
+
+// Close closes the connection and its Process.
+func (c *Conn) Close() error {
+	err := c.netConn.Close()
+	c.once.Do(func() { c.refused = net.ErrClosed })
+	if c.process != nil {
+		_ = c.process.Close()
+	}
+	return err
+}
+
+func (c *Conn) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+}
+
+type netConn = net.Conn
+
+// receiver reads from a Unix stream socket by recvmsg. The kernel never joins the bytes of two senders into
+// one read while SO_PASSCRED is set, so one set of credentials covers what a read returns.
+type receiver struct {
+	raw syscall.RawConn
+	ask func(fd uintptr) bool // receive once; kept, so that a read allocates nothing
+
+	mu      sync.Mutex
+	buf     []byte
+	n, oobn int
+	flags   int
+	err     error
+	sticky  error // ErrPassed, from then on
+	// There is room for the credentials, which come first, and for nothing else: descriptors that were passed
+	// are then dropped by the kernel itself, which says so by MSG_CTRUNC.
+	oob [unix.SizeofCmsghdr + (unix.SizeofUcred+7)&^7]byte
+}
+
+func newReceiver(raw syscall.RawConn) *receiver {
+	r := &receiver{raw: raw}
+	r.ask = func(fd uintptr) bool {
+		for {
+			r.n, r.oobn, r.flags, _, r.err = unix.Recvmsg(int(fd), r.buf, r.oob[:], unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+			if r.err != unix.EINTR {
+				return r.err != unix.EAGAIN
+			}
+		}
+	}
+	return r
+}
+
+// read is one read of bytes that process pid sent.
+func (r *receiver) read(b []byte, pid int) (int, error) {
+	if len(b) == 0 {
+		return 0, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sticky != nil {
+		return 0, r.sticky
+	}
+	r.buf = b
+	err := r.raw.Read(r.ask)
+	r.buf = nil
+	if err != nil {
+		return 0, err
+	}
+	if r.err != nil {
+		return 0, os.NewSyscallError("recvmsg", r.err)
+	}
+	if r.n == 0 {
+		return 0, io.EOF
+	}
+	if r.flags&unix.MSG_CTRUNC != 0 {
+		r.sticky = fmt.Errorf("%w: descriptors were passed", ErrPassed)
+	} else if sender, err := sender(r.oob[:r.oobn]); err != nil {
+		r.sticky = err
+	} else if sender != pid {
+		r.sticky = fmt.Errorf("%w: process %d writes on the connection of process %d", ErrPassed, sender, pid)
+	}
+	if r.sticky != nil {
+		clear(b[:r.n])
+		return 0, r.sticky
+	}
+	return r.n, nil
+}
+
+func (r *receiver) refused() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sticky != nil
+}
+
+// sender is the pid in a message's SCM_CREDENTIALS, which must be all that came with it.
+func sender(oob []byte) (int, error) {
+	h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
+	if err != nil || len(rest) != 0 || h.Level != unix.SOL_SOCKET || h.Type != unix.SCM_CREDENTIALS {
+		return 0, fmt.Errorf("%w: a message came without its sender's credentials", ErrPassed)
+	}
+	c, err := unix.ParseUnixCredentials(&unix.SocketControlMessage{Header: h, Data: data})
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrPassed, err)
+	}
+	return int(c.Pid), nil
+}
