@@ -1,0 +1,203 @@
+package audit
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/wardmesh/ward/proxy"
+)
+
+// appendRecord appends r as one line of JSON without its newline, the schema first. It is encoding/json's form, field by
+// field (a test holds them equal), written by hand because it stands in the path of every call. Beyond JSON's own
+// needs every rune that a terminal would not show as itself is escaped, control and bidirectional characters above
+// all: the file can be read with grep and tail. Bytes that are not UTF-8 become U+FFFD.
+func appendRecord(b []byte, r *proxy.Record, now func() time.Time) ([]byte, error) {
+	if r.Schema != "" && r.Schema != proxy.RecordSchema {
+		return b, fmt.Errorf("%w: schema %q, this log holds %s", ErrRecord, r.Schema, proxy.RecordSchema)
+	}
+	at := r.Time
+	if at.IsZero() {
+		at = now()
+	}
+	b = append(b, `{"schema":"`+proxy.RecordSchema+`","stage":`...)
+	b = appendString(b, string(r.Stage))
+	b = appendField(b, "hop", string(r.Hop))
+	b = append(b, `,"time":"`...)
+	if y := at.UTC().Year(); y < 0 || y > 9999 { // RFC 3339 §1
+		return b, fmt.Errorf("%w: its time is in the year %d", ErrRecord, y)
+	}
+	b = at.UTC().AppendFormat(b, time.RFC3339Nano)
+	b = append(b, '"')
+	b = appendField(b, "decision", r.Decision)
+	b = appendField(b, "peer", r.Peer)
+	b = appendField(b, "service", r.Service)
+	b = appendField(b, "caller", r.Caller)
+	b = appendField(b, "process", r.Process)
+	b = appendField(b, "remote", r.Remote)
+	b = appendField(b, "issuer", r.Issuer)
+	b = appendField(b, "client", r.Client)
+	b = appendField(b, "user", r.User)
+	b = appendField(b, "name", r.Name)
+	b = appendField(b, "token_id", r.TokenID)
+	b = appendField(b, "purpose", r.Purpose)
+	b = appendField(b, "method", r.Method)
+	b = appendActed(b, r.Interactions)
+	b = appendList(b, "patients", r.Patients)
+	b = appendField(b, "effect", r.Effect)
+	b = appendField(b, "cause", string(r.Cause))
+	b = appendField(b, "detail", r.Detail)
+	b = appendList(b, "policies", r.Policies)
+	b = appendField(b, "policy_set", r.PolicySet)
+	if len(r.Inputs) > 0 {
+		if !jsontext.Value(r.Inputs).IsValid() {
+			return b, fmt.Errorf("%w: its inputs are not valid JSON", ErrRecord)
+		}
+		b = append(b, `,"inputs":`...)
+		b = appendRaw(b, r.Inputs)
+	}
+	b = appendInt(b, "status", int64(r.Status))
+	b = appendInt(b, "bytes", r.Bytes)
+	b = appendInt(b, "micros", r.Micros)
+	if r.Complete {
+		b = append(b, `,"complete":true`...)
+	}
+	return append(b, '}'), nil
+}
+
+func appendName(b []byte, name string) []byte {
+	b = append(b, `,"`...)
+	b = append(b, name...)
+	return append(b, `":`...)
+}
+
+func appendField(b []byte, name, value string) []byte {
+	if value == "" {
+		return b
+	}
+	return appendString(appendName(b, name), value)
+}
+
+func appendInt(b []byte, name string, value int64) []byte {
+	if value == 0 {
+		return b
+	}
+	return strconv.AppendInt(appendName(b, name), value, 10)
+}
+
+func appendList(b []byte, name string, values []string) []byte {
+	if len(values) == 0 {
+		return b
+	}
+	b = append(appendName(b, name), '[')
+	for i, v := range values {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(b, v)
+	}
+	return append(b, ']')
+}
+
+func appendActed(b []byte, acts []proxy.Acted) []byte {
+	if len(acts) == 0 {
+		return b
+	}
+	b = append(b, `,"interactions":[`...)
+	for i := range acts {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = append(b, `{"kind":`...)
+		b = appendString(b, acts[i].Kind)
+		b = appendField(b, "type", acts[i].Type)
+		b = appendField(b, "id", acts[i].ID)
+		b = appendField(b, "version", acts[i].Version)
+		b = appendList(b, "params", acts[i].Params)
+		b = append(b, '}')
+	}
+	return append(b, ']')
+}
+
+func appendString(b []byte, s string) []byte {
+	b = append(b, '"')
+	from := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c < utf8.RuneSelf {
+			if c >= ' ' && c != '"' && c != '\\' && c != 0x7f {
+				i++
+				continue
+			}
+			b = append(b, s[from:i]...)
+			switch c {
+			case '"', '\\':
+				b = append(b, '\\', c)
+			case '\n':
+				b = append(b, `\n`...)
+			case '\r':
+				b = append(b, `\r`...)
+			case '\t':
+				b = append(b, `\t`...)
+			default:
+				b = appendUnicode(b, rune(c))
+			}
+			i++
+			from = i
+			continue
+		}
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && size == 1 || !unicode.IsPrint(r) {
+			b = appendUnicode(append(b, s[from:i]...), r)
+			from = i + size
+		}
+		i += size
+	}
+	return append(append(b, s[from:]...), '"')
+}
+
+// appendRaw appends valid JSON so that it stays on one line. Outside strings JSON is ASCII, and inside them any rune
+// may be written as an escape: both can be done without knowing where strings begin.
+func appendRaw(b []byte, raw json.RawMessage) []byte {
+	from := 0
+	for i := 0; i < len(raw); {
+		c := raw[i]
+		if c < utf8.RuneSelf {
+			if c < ' ' || c == 0x7f {
+				b = append(b, raw[from:i]...)
+				if c == 0x7f {
+					b = appendUnicode(b, rune(c))
+				} // else white space between tokens: RFC 8259 §7 allows no control characters in strings
+				from = i + 1
+			}
+			i++
+			continue
+		}
+		r, size := utf8.DecodeRune(raw[i:])
+		if !unicode.IsPrint(r) {
+			b = appendUnicode(append(b, raw[from:i]...), r)
+			from = i + size
+		}
+		i += size
+	}
+	return append(b, raw[from:]...)
+}
+
+// appendUnicode appends r as an escape, beyond the first plane as a surrogate pair (RFC 8259 §7).
+func appendUnicode(b []byte, r rune) []byte {
+	if r1, r2 := utf16.EncodeRune(r); r1 != utf8.RuneError {
+		return appendHex4(appendHex4(b, r1), r2)
+	}
+	return appendHex4(b, r)
+}
+
+func appendHex4(b []byte, r rune) []byte {
+	const hex = "0123456789abcdef"
+	return append(b, '\\', 'u', hex[r>>12&15], hex[r>>8&15], hex[r>>4&15], hex[r&15])
+}

@@ -1,0 +1,459 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// state is a log that is ready to be appended to.
+type state struct {
+	key         *Key
+	tree        *tree
+	signed      int64 // records that the last checkpoint covers
+	segment     *appender
+	checkpoints *appender
+	torn        int64 // bytes moved aside
+}
+
+func (s *state) close() {
+	s.tree.close()
+	s.segment.Close()
+	s.checkpoints.Close()
+}
+
+// recovery is one opening of a log, from the files to a state.
+type recovery struct {
+	Options
+	mode     fs.FileMode
+	segments []segment
+	key      *Key
+	last     checkpoint
+	signed   bool  // there is a last checkpoint
+	redo     int64 // offset in the last segment after which no checkpoint vouches for the disk
+	size     int64 // of the last segment
+	torn     int64
+}
+
+func recoverLog(ctx context.Context, o Options) (*state, error) {
+	r := &recovery{Options: o, mode: fileMode(o.Dir)}
+	if err := checkFiles(o.Dir); err != nil {
+		return nil, err
+	}
+	if err := r.readCheckpoints(); err != nil {
+		return nil, err
+	}
+	if err := r.dropHeadless(); err != nil {
+		return nil, err
+	}
+	if len(r.segments) == 0 {
+		return r.begin()
+	}
+	if err := r.checkChain(); err != nil {
+		return nil, err
+	}
+	t, err := r.readRecords(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s, err := r.resume(t)
+	if err != nil {
+		t.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// readCheckpoints finds the key and the last checkpoint, and moves a torn one aside.
+func (r *recovery) readCheckpoints() error {
+	var err error
+	if r.segments, err = listSegments(r.Dir); err != nil {
+		return err
+	}
+	path := filepath.Join(r.Dir, checkpointsName)
+	info, err := os.Lstat(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("audit: %w", err)
+	}
+	if r.key = r.Key; r.key == nil {
+		if r.key, err = loadKey(r.KeyFile, r.Origin, info == nil && len(r.segments) == 0); err != nil {
+			return err
+		}
+		if err := writePublic(PublicFile(r.Dir), r.key.public); err != nil {
+			r.Logger.Warn("the audit key's public half could not be written; verify needs it", zap.Error(err))
+		}
+	}
+	var end int64
+	if r.last, r.signed, end, err = lastCheckpoint(r.Dir, r.Origin, note.VerifierList(r.key.Verifier)); err != nil {
+		return err
+	}
+	switch {
+	case !r.signed && len(r.segments) > 0:
+		return corrupt(path, 0, 0, "there are segments, but no checkpoint")
+	case r.signed && r.last.N > 0 && len(r.segments) == 0:
+		return corrupt(filepath.Join(r.Dir, segmentName(0)), 0, 0, "%d records are signed, but there is no segment", r.last.N)
+	case info != nil && info.Size() > end:
+		return r.moveTail(path, end, info.Size())
+	}
+	return nil
+}
+
+// dropHeadless moves the last segment aside when its making was interrupted: its header is durable before any record.
+func (r *recovery) dropHeadless() error {
+	if len(r.segments) == 0 {
+		return nil
+	}
+	s := r.segments[len(r.segments)-1]
+	opened, err := openSegment(s)
+	if err == nil {
+		opened.close()
+		return nil
+	}
+	var d *damage
+	if !errors.As(err, &d) {
+		return err
+	}
+	f, err := os.Open(s.path)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	defer f.Close()
+	size, _ := f.Seek(0, io.SeekEnd)
+	whole := &reader{segment: s, f: f}
+	// No line of the file may be whole: one with synced > -1 would say so.
+	if torn, err := whole.torn(&damage{index: -1, sure: d.sure}, -1); err != nil || !torn || r.last.N > s.first {
+		return errors.Join(d.corrupt(s), err)
+	}
+	aside := tornName(s.path, time.Now())
+	if err := os.Rename(s.path, aside); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	if err := r.FS.SyncDir(r.Dir); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	r.torn += size
+	r.Logger.Warn("moved an unfinished audit segment aside", zap.String("file", aside), zap.Int64("bytes", size))
+	r.segments = r.segments[:len(r.segments)-1]
+	if len(r.segments) == 0 && r.last.N > 0 {
+		return corrupt(s.path, 0, 0, "%d records are signed, but there is no segment", r.last.N)
+	}
+	return nil
+}
+
+// checkChain proves that no segment is missing and that each ends where the next one begins.
+func (r *recovery) checkChain() error {
+	next := int64(0)
+	for i, s := range r.segments {
+		if s.first != next {
+			return corrupt(filepath.Join(r.Dir, segmentName(next)), next, 0, "the segment is missing; the next one begins at record %d", s.first)
+		}
+		opened, err := openSegment(s)
+		var d *damage
+		if errors.As(err, &d) {
+			return d.corrupt(s)
+		}
+		if err != nil {
+			return err
+		}
+		opened.close()
+		if opened.header.Origin != r.Origin {
+			return corrupt(s.path, s.first, 0, "it is of the log %q, this is %q", opened.header.Origin, r.Origin)
+		}
+		if i < len(r.segments)-1 {
+			last, err := lastIndex(s)
+			if err != nil {
+				return err
+			}
+			if next = r.segments[i+1].first; last != next-1 {
+				return r.whereChainBreaks(s, next)
+			}
+		}
+	}
+	return nil
+}
+
+// whereChainBreaks reads a segment that does not end where the next one begins, to say where it goes wrong. A whole
+// segment is missing when it reads well to its end.
+func (r *recovery) whereChainBreaks(s segment, next int64) error {
+	opened, err := openSegment(s)
+	if err != nil {
+		return err
+	}
+	defer opened.close()
+	for {
+		_, at, err := opened.read()
+		var d *damage
+		switch {
+		case errors.As(err, &d):
+			return d.corrupt(s)
+		case errors.Is(err, io.EOF):
+			return corrupt(s.path, opened.next, at, "it ends before record %d, and the next segment begins at record %d", opened.next, next)
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// readRecords proves the tree: the hashes file up to the last segment, made again where it is wrong, and every record
+// of the last segment. Nothing in the folder changes while the log may still prove to be damaged.
+func (r *recovery) readRecords(ctx context.Context) (*tree, error) {
+	file, err := openHashes(filepath.Join(r.Dir, hashesName), 0, r.mode)
+	if err != nil {
+		return nil, err
+	}
+	t := newTree(file)
+	t.hold = true
+	from := len(r.segments) - 1
+	if !r.trusts(t, r.segments[from]) {
+		t.close()
+		r.Logger.Warn("the audit log's hashes are missing or wrong; reading every segment to make them again")
+		file, err := openHashes(filepath.Join(r.Dir, hashesName+".new"), os.O_TRUNC, r.mode)
+		if err != nil {
+			return nil, err
+		}
+		t, from = newTree(file), 0
+	}
+	for i, s := range r.segments[from:] {
+		if err := r.readSegment(ctx, t, s, from+i == len(r.segments)-1); err != nil {
+			t.close()
+			return nil, err
+		}
+	}
+	if r.last.N > t.n {
+		s := r.segments[len(r.segments)-1]
+		t.close()
+		return nil, corrupt(s.path, t.n, r.size, "the log ends before record %d, but %d records are signed", t.n, r.last.N)
+	}
+	return t, nil
+}
+
+// trusts resumes t at the beginning of s when the hashes file agrees with s's header and with the last checkpoint.
+func (r *recovery) trusts(t *tree, s segment) bool {
+	opened, err := openSegment(s)
+	if err != nil {
+		return false
+	}
+	opened.close()
+	if t.resume(s.first) != nil || t.root() != opened.header.Root {
+		return false
+	}
+	if r.last.N > s.first {
+		return true // to be proved with the segment's records
+	}
+	root, err := t.storedRoot(r.last.N)
+	return err == nil && root == r.last.Hash
+}
+
+func (r *recovery) readSegment(ctx context.Context, t *tree, s segment, last bool) error {
+	opened, err := openSegment(s)
+	if err != nil {
+		return err
+	}
+	defer opened.close()
+	if root := t.root(); opened.header.Root != root {
+		return corrupt(s.path, s.first, 0, "its header says that the tree before it has the root %v, but the records before it give %v", opened.header.Root, root)
+	}
+	for {
+		if r.signed && t.n == r.last.N {
+			if t.root() != r.last.Hash {
+				return r.wrongRoot()
+			}
+			r.redo = opened.lines.at
+		}
+		if t.n%1024 == 0 && ctx.Err() != nil {
+			return fmt.Errorf("audit: opening the log: %w", ctx.Err())
+		}
+		f, at, err := opened.read()
+		var d *damage
+		switch {
+		case err == nil:
+			t.add(f.json)
+			continue
+		case errors.As(err, &d):
+			torn := false
+			if last {
+				if torn, err = opened.torn(d, r.last.N); err != nil {
+					return err
+				}
+			}
+			if !torn {
+				return d.corrupt(s)
+			}
+		case !errors.Is(err, io.EOF):
+			return err
+		}
+		r.size = at
+		return nil
+	}
+}
+
+// wrongRoot says which record is not the one that was signed.
+func (r *recovery) wrongRoot() error {
+	return locate(r.Dir, r.segments, r.segments[len(r.segments)-1].first, r.last.N)
+}
+
+// resume makes the log as it was proved to be the log that is appended to.
+func (r *recovery) resume(t *tree) (*state, error) {
+	s := r.segments[len(r.segments)-1]
+	info, err := os.Stat(s.path)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	if info.Size() > r.size {
+		if err := r.moveTail(s.path, r.size, info.Size()); err != nil {
+			return nil, err
+		}
+	}
+	if r.last.N < s.first {
+		r.redo = 0
+	}
+	if err := rewrite(s.path, r.redo, r.size); err != nil {
+		return nil, err
+	}
+	if t.hold {
+		t.hold = false
+		if err := t.file.Truncate(t.at); err != nil {
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+	} else {
+		t.sync()
+		if t.lost != nil {
+			return nil, fmt.Errorf("audit: %w", t.lost)
+		}
+		if err := os.Rename(t.path, filepath.Join(r.Dir, hashesName)); err != nil {
+			return nil, fmt.Errorf("audit: %w", err)
+		}
+	}
+	t.flush()
+	if err := r.FS.SyncDir(r.Dir); err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	seg, err := openAppender(r.FS, s.path, r.size)
+	if err != nil {
+		return nil, err
+	}
+	points, err := r.openCheckpoints(false)
+	if err != nil {
+		seg.Close()
+		return nil, err
+	}
+	return &state{key: r.key, tree: t, signed: r.last.N, segment: seg, checkpoints: points, torn: r.torn}, nil
+}
+
+// begin makes a new log: first a checkpoint over nothing, so that a log without checkpoints is never a good one, then
+// the first segment.
+func (r *recovery) begin() (*state, error) {
+	file, err := openHashes(filepath.Join(r.Dir, hashesName), os.O_TRUNC, r.mode)
+	if err != nil {
+		return nil, err
+	}
+	t := newTree(file)
+	_, err = os.Lstat(filepath.Join(r.Dir, checkpointsName))
+	points, err := r.openCheckpoints(errors.Is(err, fs.ErrNotExist))
+	if err != nil {
+		t.close()
+		return nil, err
+	}
+	if !r.signed {
+		line, err := signCheckpoint(r.key, r.Origin, tlog.Tree{Hash: t.root()}, time.Now())
+		if err == nil {
+			err = points.append(line)
+		}
+		if err != nil {
+			points.Close()
+			t.close()
+			return nil, err
+		}
+	}
+	seg, err := createSegment(&r.Options, r.mode, tlog.Tree{Hash: t.root()})
+	if err == nil {
+		err = r.FS.SyncDir(filepath.Dir(r.Dir))
+	}
+	if err != nil {
+		points.Close()
+		t.close()
+		return nil, err
+	}
+	return &state{key: r.key, tree: t, segment: seg, checkpoints: points, torn: r.torn}, nil
+}
+
+func (r *recovery) openCheckpoints(create bool) (*appender, error) {
+	path := filepath.Join(r.Dir, checkpointsName)
+	if create {
+		return createAppender(r.FS, path, r.mode)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("audit: %w", err)
+	}
+	return openAppender(r.FS, path, info.Size())
+}
+
+func tornName(path string, at time.Time) string {
+	return path + tornMark + at.UTC().Format("20060102T150405.000000000Z")
+}
+
+// moveTail copies path's bytes from offset on into a file of their own, durably, and only then cuts them off.
+func (r *recovery) moveTail(path string, offset, size int64) error {
+	src, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	defer src.Close()
+	aside := tornName(path, time.Now())
+	dst, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, r.mode)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	defer dst.Close()
+	if _, err := io.Copy(dst, io.NewSectionReader(src, offset, size-offset)); err != nil {
+		return fmt.Errorf("audit: moving a torn tail aside: %w", err)
+	}
+	if err := dst.Sync(); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	if err := r.FS.SyncDir(r.Dir); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	if err := src.Truncate(offset); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	if err := src.Sync(); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	r.torn += size - offset
+	r.Logger.Warn("moved what an interrupted write left aside", zap.String("file", aside), zap.Int64("bytes", size-offset))
+	return nil
+}
+
+// rewrite writes the bytes of path in [from, to) once more and syncs them. The process before may have ended with a
+// failed fdatasync; then these pages can be in memory, marked clean, and nowhere else. The bytes stay the same.
+func rewrite(path string, from, to int64) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	defer f.Close()
+	for buf := make([]byte, min(1<<20, max(0, to-from))); from < to; from += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), to-from)]
+		if _, err := f.ReadAt(buf, from); err != nil {
+			return fmt.Errorf("audit: %w", err)
+		}
+		if _, err := f.WriteAt(buf, from); err != nil {
+			return fmt.Errorf("audit: %w", err)
+		}
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	return nil
+}
