@@ -6,6 +6,9 @@ import "strings"
 // §12.5.1). It looks for a range that does, not for the best one: Ward has nothing else to offer.
 func acceptsJSON(fields []string) bool {
 	for _, f := range fields {
+		if f == "application/fhir+json" || f == "*/*" {
+			return true // what most clients send
+		}
 		for r := range strings.SplitSeq(f, ",") {
 			media, params, _ := strings.Cut(r, ";")
 			if jsonRange(strings.ToLower(strings.TrimSpace(media))) && acceptable(params) {

@@ -42,6 +42,9 @@ func Confine(in Interaction, patient string) (Interaction, Check, error) {
 	default:
 		return none, Check{}, unsupported("the history of a type for a caller confined to one patient")
 	}
+	if !IsType(in.Type) {
+		return none, Check{}, unsupported("an interaction without a type")
+	}
 	if !InCompartment(in.Type) {
 		if !shared(in.Type) || in.Kind == Create {
 			return none, Check{}, outside("resources of this type are outside the patient's compartment")

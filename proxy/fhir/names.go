@@ -1,7 +1,5 @@
 package fhir
 
-import "sort"
-
 //go:generate go run ./gen -out tables.go
 
 // IsType reports whether s is the name of an R4 resource type that has instances: exact, in its own spelling.
@@ -66,11 +64,19 @@ func SearchParam(typ, name string) (ParamInfo, bool) {
 		t = 0 // the first group: parameters of every type
 	}
 	group := searchParams[searchParamsOf[t]:searchParamsOf[t+1]]
-	i := sort.Search(len(group), func(i int) bool { return group[i].Name >= name })
-	if i == len(group) || group[i].Name != name {
-		return ParamInfo{}, false
+	// A binary search by hand: every parameter of every request comes by here.
+	low, high := 0, len(group)
+	for low < high {
+		switch mid := int(uint(low+high) >> 1); {
+		case group[mid].Name == name:
+			return group[mid], true
+		case group[mid].Name < name:
+			low = mid + 1
+		default:
+			high = mid
+		}
 	}
-	return group[i], true
+	return ParamInfo{}, false
 }
 
 // CompartmentPaths gives the paths, as names of JSON properties from the resource down, to the references that

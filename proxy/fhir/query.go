@@ -2,7 +2,6 @@ package fhir
 
 import (
 	"strings"
-	"unicode"
 	"unicode/utf8"
 )
 
@@ -87,11 +86,21 @@ func unescape(s string) (string, error) {
 	if !utf8.Valid(out) {
 		return "", malformed("the query is not UTF-8", "")
 	}
-	text := string(out)
-	if strings.ContainsFunc(text, unicode.IsControl) {
+	if hasControl(out) {
 		return "", malformed("the query holds a control character", "")
 	}
-	return text, nil
+	return string(out), nil
+}
+
+// hasControl reports whether text, which is UTF-8, holds a control character of Unicode: U+0000 to U+001F,
+// U+007F to U+009F.
+func hasControl(text []byte) bool {
+	for i, c := range text {
+		if c < 0x20 || c == 0x7f || c == 0xc2 && text[i+1] < 0xa0 {
+			return true
+		}
+	}
+	return false
 }
 
 func unhex(c byte) int {

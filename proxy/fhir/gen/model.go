@@ -64,6 +64,13 @@ func compile(d *definitions) (*model, error) {
 			continue
 		}
 		t := resourceType{name: name, params: params[name], refersToPatient: patients[name]}
+		for i, p := range t.params {
+			// A canonical URL of any type names a definition, never a patient.
+			places, err := d.selects(name, source[name][p.name].Expression)
+			if err == nil && !slices.ContainsFunc(places, func(p place) bool { return p.root != "canonical" }) {
+				t.params[i].targets = slices.DeleteFunc(p.targets, func(t string) bool { return t == "Patient" })
+			}
+		}
 		if _, listed := members[name]; !listed && name != "Parameters" { // Parameters is never stored
 			return nil, fmt.Errorf("the compartment definition does not know %s", name)
 		}

@@ -12,15 +12,32 @@ type jsonPath []string
 func (p jsonPath) String() string { return strings.Join(p, ".") }
 
 // referencePaths compiles a search parameter's FHIRPath expression to the JSON paths of the References that it
-// selects in typ. It knows the part of FHIRPath that HL7's definitions use for references: paths, `|`, `as`,
-// `as()`, `ofType()` and `where(resolve() is T)`. Filters by the target's type are dropped, so that a path
-// may select more references than the parameter does. Anything else is an error.
+// selects in typ. It is an error if it selects anything else.
 func (d *definitions) referencePaths(typ, expression string) ([]jsonPath, error) {
-	terms, err := split(expression, '|')
+	places, err := d.selects(typ, expression)
 	if err != nil {
 		return nil, err
 	}
 	var paths []jsonPath
+	for _, p := range places {
+		if p.root != "Reference" {
+			return nil, fmt.Errorf("%s is a %s, not a Reference", p.json, p.root)
+		}
+		paths = append(paths, p.json)
+	}
+	return paths, nil
+}
+
+// selects gives the places that an expression selects in typ. It knows the part of FHIRPath that HL7's
+// definitions use for references: paths, `|`, `as`, `as()`, `ofType()`, `where(resolve() is T)` and
+// `where(name='value')`. These filters are dropped, so that a path may select more than the parameter does.
+// Anything else is an error.
+func (d *definitions) selects(typ, expression string) ([]place, error) {
+	terms, err := split(expression, '|')
+	if err != nil {
+		return nil, err
+	}
+	var places []place
 	for _, term := range terms {
 		for enclosed(term) {
 			term = strings.TrimSpace(term[1 : len(term)-1])
@@ -36,12 +53,12 @@ func (d *definitions) referencePaths(typ, expression string) ([]jsonPath, error)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", term, err)
 		}
-		paths = append(paths, found...)
+		places = append(places, found...)
 	}
-	if len(paths) == 0 {
+	if len(places) == 0 {
 		return nil, fmt.Errorf("%q selects nothing in %s", expression, typ)
 	}
-	return paths, nil
+	return places, nil
 }
 
 // A step is one name of a FHIRPath, with the type that an `as` demands of it.
@@ -73,7 +90,7 @@ func parseSteps(term string) ([]step, error) {
 		switch {
 		case (call == "as" || call == "ofType") && isName(arg):
 			steps[len(steps)-1].as = arg
-		case call == "where" && strings.HasPrefix(arg, "resolve() is ") && isName(strings.TrimPrefix(arg, "resolve() is ")):
+		case call == "where" && isFilter(arg):
 		default:
 			return nil, fmt.Errorf("the function %s(%s) is not known", call, arg)
 		}
@@ -84,8 +101,8 @@ func parseSteps(term string) ([]step, error) {
 	return steps, nil
 }
 
-// resolve follows steps from the root of structure typ to References.
-func (d *definitions) resolve(typ string, steps []step) ([]jsonPath, error) {
+// resolve follows steps from the root of structure typ.
+func (d *definitions) resolve(typ string, steps []step) ([]place, error) {
 	at := []place{{root: typ, path: typ}}
 	for _, s := range steps {
 		var next []place
@@ -101,17 +118,11 @@ func (d *definitions) resolve(typ string, steps []step) ([]jsonPath, error) {
 		}
 		at = next
 	}
-	var paths []jsonPath
-	for _, p := range at {
-		if p.root != "Reference" {
-			return nil, fmt.Errorf("%s is a %s, not a Reference", p.json, p.root)
-		}
-		paths = append(paths, p.json)
-	}
-	return paths, nil
+	return at, nil
 }
 
-// A place is an element in a structure: path is its path in the definition of root.
+// A place is an element: its definition is at path in the structure root. Where an element has a type of its own,
+// root and path are that type.
 type place struct {
 	root, path string
 	json       jsonPath
@@ -217,6 +228,17 @@ func enclosed(s string) bool {
 		}
 	}
 	return false
+}
+
+// isFilter reports whether a condition of where() only leaves elements out: `resolve() is T`, `name='value'`.
+func isFilter(s string) bool {
+	if typ, ok := strings.CutPrefix(s, "resolve() is "); ok {
+		return isName(typ)
+	}
+	name, value, ok := strings.Cut(s, "=")
+	value = strings.TrimSpace(value)
+	return ok && isName(strings.TrimSpace(name)) && len(value) > 2 && strings.Count(value, "'") == 2 &&
+		value[0] == '\'' && value[len(value)-1] == '\''
 }
 
 func isName(s string) bool {
