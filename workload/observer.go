@@ -17,7 +17,8 @@ type Observer interface {
 	Attested(Visit)
 	// Issued is called after each attempt to issue an SVID, failed ones included.
 	Issued(Issuance)
-	// Refused is called when a process gets nothing, or nothing any more.
+	// Refused is called when a process gets nothing, or nothing any more. One that exits after it was served
+	// is not refused.
 	Refused(Visit, *Refusal)
 }
 

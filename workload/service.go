@@ -301,7 +301,8 @@ func (v *visit) wait(ctx context.Context) error {
 	}
 }
 
-// refused turns err into what Watch returns, and reports it unless the caller itself went away.
+// refused turns err into what Watch returns, and reports it unless the caller itself went away, or the
+// process came to its end after it was served.
 func (v *visit) refused(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -311,7 +312,9 @@ func (v *visit) refused(ctx context.Context, err error) error {
 		return err
 	}
 	r = &Refusal{Reference: newReference(), Attestation: v.report.Attestation, Err: err}
-	v.s.o.Observer.Refused(v.report, r)
+	if v.last.Bundle == nil || !errors.Is(err, attest.ErrExited) {
+		v.s.o.Observer.Refused(v.report, r)
+	}
 	return r
 }
 

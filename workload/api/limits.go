@@ -75,7 +75,7 @@ func (t *tenants) openConn(uid uint32) (reason string) {
 	if u.tat.Before(now) {
 		u.tat = now
 	}
-	if u.tat.Sub(now) >= t.slack {
+	if u.tat.Sub(now)+t.every > t.slack {
 		return "user-rate"
 	}
 	u.tat = u.tat.Add(t.every)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -15,17 +14,12 @@ import (
 	"github.com/wardmesh/ward/workload"
 )
 
-// Peer is the pinned process behind a connection. Close lets it go.
-type Peer interface {
-	workload.Process
-	Close() error
-}
-
 // Pinner finds out which process opened a connection, without reading from it. The connection is one that
-// the listener given to Serve has accepted. Implemented by attest/peer, as agent/daemon hands it in.
-type Pinner func(net.Conn) (Peer, error)
+// the listener given to Serve has accepted, and its Close lets the process go: from then on the process's
+// Alive returns an error. Implemented by attest/peer, as agent/daemon hands it in.
+type Pinner func(net.Conn) (workload.Process, error)
 
-// listener accepts connections that can carry their peer.
+// listener accepts connections that can carry their process.
 type listener struct{ net.Listener }
 
 // Accept implements net.Listener.
@@ -37,50 +31,45 @@ func (l *listener) Accept() (net.Conn, error) {
 	return &conn{Conn: c}, nil
 }
 
-// conn lets its peer go when it is closed.
+// conn ends its calls before it is closed, and with it the process is let go: a client that hangs up is no
+// process that lost its identity.
 type conn struct {
 	net.Conn
 	once sync.Once
-	gone func()
+	gone func() // nil until the process is pinned
 	err  error
 }
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	c.once.Do(func() {
-		c.err = c.Conn.Close()
 		if c.gone != nil {
 			c.gone()
 		}
+		c.err = c.Conn.Close()
 	})
 	return c.err
 }
 
-// pinned is a Peer that outlives its connection while a call on it still runs, so that no attestor ever
-// reads through a descriptor that now means something else.
-type pinned struct {
-	Peer
-	uid   uint32
-	users atomic.Int32 // the connection, and each call
+// authInfo is what gRPC carries from the handshake to each call.
+type authInfo struct {
+	process workload.Process
+	uid     uint32
+	ctx     context.Context // of the connection: ends when it is closed or the server drains
 }
 
-// use adds a user, unless the last one has gone.
-func (p *pinned) use() bool {
-	for {
-		n := p.users.Load()
-		if n == 0 {
-			return false
-		}
-		if p.users.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
-}
+const authType = "pinned-process"
 
-func (p *pinned) release() {
-	if p.users.Add(-1) == 0 {
-		_ = p.Peer.Close() // nothing is written through it
+// AuthType implements credentials.AuthInfo.
+func (*authInfo) AuthType() string { return authType }
+
+func peerOf(ctx context.Context) (*authInfo, error) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(*authInfo); ok {
+			return info, nil
+		}
 	}
+	return nil, status.Error(codes.Internal, "the connection has no pinned process")
 }
 
 // pinning is the transport security of the endpoint: none on the wire, and the kernel's word for who is at
@@ -89,27 +78,27 @@ type pinning struct{ server *Server }
 
 // ServerHandshake pins the peer and charges the connection to its user. It reads and writes no byte.
 func (h *pinning) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	s := h.server
 	c, ok := raw.(*conn)
 	if !ok {
 		return nil, nil, errors.New("workload api: the connection does not come from Serve")
 	}
-	who, err := h.server.o.Pin(c.Conn)
+	process, err := s.o.Pin(c.Conn)
 	if err != nil {
-		h.server.metrics.refused.WithLabelValues("unpinned").Inc()
+		s.metrics.refused.WithLabelValues("unpinned").Inc()
 		return nil, nil, err
 	}
-	p := &pinned{Peer: who, uid: who.UID()}
-	p.users.Store(1)
-	if reason := h.server.tenants.openConn(p.uid); reason != "" {
-		h.server.metrics.refused.WithLabelValues(reason).Inc()
-		p.release()
+	uid := process.UID()
+	if reason := s.tenants.openConn(uid); reason != "" {
+		s.metrics.refused.WithLabelValues(reason).Inc()
 		return nil, nil, errors.New("workload api: refused by limit: " + reason)
 	}
+	ctx, cancel := context.WithCancel(s.draining)
 	c.gone = func() {
-		h.server.tenants.closeConn(p.uid)
-		p.release()
+		cancel()
+		s.tenants.closeConn(uid)
 	}
-	return c, &authInfo{peer: p}, nil
+	return c, &authInfo{process: process, uid: uid, ctx: ctx}, nil
 }
 
 // ClientHandshake is refused: these credentials are a server's.
@@ -127,19 +116,3 @@ func (h *pinning) Clone() credentials.TransportCredentials { return h }
 
 // OverrideServerName implements credentials.TransportCredentials.
 func (h *pinning) OverrideServerName(string) error { return nil }
-
-const authType = "pinned-process"
-
-type authInfo struct{ peer *pinned }
-
-// AuthType implements credentials.AuthInfo.
-func (*authInfo) AuthType() string { return authType }
-
-func peerOf(ctx context.Context) (*pinned, error) {
-	if p, ok := peer.FromContext(ctx); ok {
-		if info, ok := p.AuthInfo.(*authInfo); ok {
-			return info.peer, nil
-		}
-	}
-	return nil, status.Error(codes.Internal, "the connection has no pinned process")
-}

@@ -66,8 +66,8 @@ type Server struct {
 	metrics *metrics
 	state   atomic.Int32
 
-	draining context.Context
-	drain    context.CancelFunc
+	draining context.Context // ends at Shutdown, and with it every connection's and call's
+	drain    context.CancelCauseFunc
 	stop     sync.Once
 }
 
@@ -100,7 +100,7 @@ func New(o Options) (*Server, error) {
 	if s.metrics, err = newMetrics(o.Registerer, s.tenants); err != nil {
 		return nil, err
 	}
-	s.draining, s.drain = context.WithCancel(context.Background())
+	s.draining, s.drain = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
 		// WEP §3.1, §5: neither TLS nor credentials are asked of the client.
 		grpc.Creds(&pinning{server: s}),
@@ -151,7 +151,7 @@ func (s *Server) Shutdown(ctx context.Context) {
 	s.stop.Do(func() {
 		s.state.Store(stopping)
 		s.health.Shutdown()
-		s.drain()
+		s.drain(errStopping)
 	})
 	done := make(chan struct{})
 	go func() {
@@ -207,8 +207,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	return reply, s.count(info.FullMethod, err)
 }
 
-// enter charges the call to its user, keeps the process pinned while the call runs, and ties the call's
-// context to Shutdown.
+// enter charges the call to its user and ties its context to the connection and to Shutdown.
 func (s *Server) enter(ctx context.Context) (context.Context, func(), error) {
 	p, err := peerOf(ctx)
 	if err != nil {
@@ -218,16 +217,11 @@ func (s *Server) enter(ctx context.Context) (context.Context, func(), error) {
 		// WEP §6: load shedding is Unavailable.
 		return nil, nil, status.Error(codes.Unavailable, "too many open streams for this user; retry")
 	}
-	if !p.use() {
-		s.tenants.closeStream(p.uid)
-		return nil, nil, status.Error(codes.Unavailable, "the connection has been closed")
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	unhook := context.AfterFunc(s.draining, func() { cancel(errStopping) })
+	unhook := context.AfterFunc(p.ctx, func() { cancel(context.Cause(p.ctx)) })
 	return ctx, func() {
 		unhook()
 		cancel(nil)
-		p.release()
 		s.tenants.closeStream(p.uid)
 	}, nil
 }

@@ -33,7 +33,7 @@ func (h *handler) watch(ctx context.Context, want workload.Want, send func(workl
 	if err != nil {
 		return err
 	}
-	return statusOf(h.watcher.Watch(ctx, p, want, send))
+	return statusOf(h.watcher.Watch(ctx, p.process, want, send))
 }
 
 // svidResponse is the complete state: WAPI §4.3, every message MUST include the full set of information.
