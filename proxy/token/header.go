@@ -74,10 +74,10 @@ func parseHeader(b []byte) (header, error) {
 		}
 	}
 	if v, found := members["typ"]; found {
-		if h.typ, ok = text(v, 128); !ok {
+		typ, ok := text(v, 128)
+		if h.typ = mediaType(typ); !ok || h.typ == TypeAbsent { // our own word for none
 			return header{}, proxy.Refuse(proxy.CauseTokenMalformed, "header parameter typ is not a usable string")
 		}
-		h.typ = mediaType(h.typ)
 	}
 	return h, nil
 }

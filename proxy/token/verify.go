@@ -115,7 +115,8 @@ func (v *Verifier) verify(ctx context.Context, raw string) (*verified, error) {
 	return e, nil
 }
 
-// checkSignature verifies raw with k, and that what was signed is payload.
+// checkSignature verifies raw with k, and that what was signed is payload. The library reads the header again; it finds what
+// parseHeader found, as that leaves nothing that two parsers could read differently.
 func checkSignature(raw string, payload []byte, head header, k *key) error {
 	// RFC 8725 §3.1: exactly the one algorithm that was checked against the issuer's list and the key.
 	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{head.alg})
