@@ -103,7 +103,7 @@ func Fault(err error, decision string) *wire.Response {
 	case 405:
 		h = append(h, wire.Field{Name: "Allow", Value: "GET, HEAD, POST, PUT, DELETE"}) // RFC 9110 §15.5.6
 	}
-	body := fhir.Outcome("error", f.issue, text, strings.TrimSpace("Decision "+decision+". "+hint))
+	body := fhir.Outcome(fhir.SeverityError, f.issue, text, strings.TrimSpace("Decision "+decision+". "+hint))
 	return &wire.Response{Status: f.status, Header: h, Body: io.NopCloser(bytes.NewReader(body)), Length: int64(len(body))}
 }
 

@@ -215,8 +215,8 @@ func one(values []string) string {
 }
 
 func (c *inbound) readBody(r *wire.Request) ([]byte, error) {
-	if enc := r.Header.Values("Content-Encoding"); len(enc) > 0 && !(len(enc) == 1 && enc[0] == "identity") {
-		return nil, Refuse(CauseMedia, "a body with a content encoding")
+	if err := fhir.PlainCoding(one(r.Header.Values("Content-Encoding"))); err != nil {
+		return nil, FromFHIR(err)
 	}
 	if r.Length > c.MaxBody {
 		return nil, Refuse(CauseTooLarge, "%d bytes announced, %d allowed", r.Length, c.MaxBody)
@@ -270,7 +270,7 @@ func (c *inbound) scope() error {
 		c.payload = act.FormBody()
 	}
 	if c.facts.Content != nil {
-		if err := c.facts.Content.OnlyOf(c.facts.User.Patient); err != nil {
+		if err := c.facts.Content.OnlyWithin(c.act, c.facts.User.Patient); err != nil {
 			return FromFHIR(err)
 		}
 	}
@@ -344,12 +344,8 @@ func (c *inbound) inspects() bool {
 }
 
 func (c *inbound) forward() error {
-	if c.act.Head && c.confined != (fhir.Check{}) {
-		// A HEAD has no body by which the reply could be checked, and its status alone tells what exists.
-		return Refuse(CauseUnsupported, "HEAD for a caller confined to one patient")
-	}
 	r := &wire.Request{
-		Method: c.x.Request.Method,
+		Method: c.act.Method(),
 		Target: c.act.Target(c.Service.Base),
 		Host:   c.Service.Name,
 		Header: upstreamHeader(&c.facts, c.act, c.x.Request.Header, c.x.Conn.(*Peer).Leaf),
@@ -366,18 +362,13 @@ func (c *inbound) forward() error {
 	if reply.Status >= 300 && reply.Status < 400 && reply.Status != 304 {
 		return Refuse(CauseUpstreamReply, "the FHIR server redirects (%d)", reply.Status)
 	}
-	for _, enc := range reply.Header.Values("Content-Encoding") {
-		if enc != "identity" {
-			return Refuse(CauseUpstreamReply, "the FHIR server encodes its reply unasked")
-		}
+	if err := fhir.PlainCoding(one(reply.Header.Values("Content-Encoding"))); err != nil {
+		return Refuse(CauseUpstreamReply, "the FHIR server encodes its reply unasked")
 	}
 	return nil
 }
 
 func (c *inbound) check() error {
-	if c.facts.Grant.Confined && (c.reply.Status == 404 || c.reply.Status == 410) {
-		return Refuse(CauseReplyOutside, "the FHIR server answered %d", c.reply.Status)
-	}
 	if !c.inspects() {
 		return nil
 	}
@@ -395,6 +386,12 @@ func (c *inbound) check() error {
 			return Refuse(CauseReplyOutside, "%s", fe.Error())
 		}
 		return Refuse(CauseUpstreamReply, "%s", err)
+	}
+	if facts.Withhold {
+		if c.facts.Grant.Confined && c.act.Kind != fhir.Search {
+			return Refuse(CauseReplyOutside, "the FHIR server answered %d", c.reply.Status)
+		}
+		return Refuse(CauseUpstreamReply, "the FHIR server answered %d, and its words are not passed on", c.reply.Status)
 	}
 	c.patients = facts.Patients
 	_ = c.reply.Body.Close()

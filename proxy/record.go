@@ -53,6 +53,8 @@ type Record struct {
 	PolicySet string          `json:"policy_set,omitempty"`
 	Inputs    json.RawMessage `json:"inputs,omitempty"`
 
+	Event string `json:"event,omitempty"` // StageEvent: what happened
+
 	Status   int   `json:"status,omitempty"`
 	Bytes    int64 `json:"bytes,omitempty"`    // reply bytes released to the caller
 	Micros   int64 `json:"micros,omitempty"`   // time since the request's head was read, µs

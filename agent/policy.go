@@ -1,0 +1,120 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/agent/daemon"
+	"github.com/wardmesh/ward/proxy"
+	"github.com/wardmesh/ward/proxy/audit"
+	"github.com/wardmesh/ward/proxy/policy"
+)
+
+type policyCommands struct {
+	Explain explainCommand `cmd:"" help:"Say why a call was decided as it was."`
+}
+
+type explainCommand struct {
+	configFlag
+	Decision string `arg:"" name:"decision-id" help:"The decision's id, or its beginning."`
+}
+
+// Run looks the decision up in the trail, and decides again on the facts that stand there with the policies of then.
+func (cmd explainCommand) Run(c *console) error {
+	cfg, err := cmd.load()
+	if err != nil {
+		return err
+	}
+	records, err := audit.Find(c.ctx, cfg.Audit.Dir, cmd.Decision)
+	if err != nil {
+		return err
+	}
+	decisions := map[string][]proxy.Record{}
+	var ids []string
+	for _, r := range records {
+		if len(decisions[r.Decision]) == 0 {
+			ids = append(ids, r.Decision)
+		}
+		decisions[r.Decision] = append(decisions[r.Decision], r)
+	}
+	switch len(ids) {
+	case 0:
+		return fmt.Errorf("no decision %s in %s; was the call made through this host? (ward audit tail)", audit.Escape(cmd.Decision), cfg.Audit.Dir)
+	case 1:
+		return explain(c.out, cfg, decisions[ids[0]])
+	}
+	return fmt.Errorf("%d decisions begin with %s: %s", len(ids), audit.Escape(cmd.Decision), strings.Join(ids[:min(len(ids), 5)], ", "))
+}
+
+// explain writes what the trail knows of one decision, and for a call that reached the policies, their working.
+func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
+	first, last := records[0], records[len(records)-1]
+	var b strings.Builder
+	verdict := map[string]string{"allow": "ALLOWED", "deny": "REFUSED", "error": "FAILED"}[last.Effect]
+	if verdict == "" {
+		verdict = "RELAYED"
+	}
+	fmt.Fprintf(&b, "%s %d  %s", verdict, last.Status, first.Time.UTC().Format(time.RFC3339))
+	if first.PolicySet != "" {
+		fmt.Fprintf(&b, "  policy set %s", first.PolicySet)
+	}
+	b.WriteByte('\n')
+	who := first.Caller
+	if _, path, ok := strings.Cut(strings.TrimPrefix(who, "spiffe://"), "/"); ok {
+		who = "/" + path
+	}
+	if who == "" {
+		who = "(no identity) " + first.Remote
+	}
+	b.WriteString(audit.Escape(who))
+	if first.User != "" {
+		b.WriteString(" for " + audit.Escape(first.User))
+	}
+	for _, a := range first.Interactions {
+		fmt.Fprintf(&b, "  %s %s", a.Kind, a.Type)
+		if a.ID != "" {
+			b.WriteString("/" + audit.Escape(a.ID))
+		}
+	}
+	if first.Purpose != "" {
+		b.WriteString("  purpose " + audit.Escape(first.Purpose))
+	}
+	b.WriteByte('\n')
+	if last.Cause != "" && last.Cause != proxy.CausePolicy {
+		fmt.Fprintf(&b, "stopped at %s: %s\n", last.Cause, audit.Escape(last.Detail))
+	}
+	if last.Peer != "" && last.Stage == proxy.StageEgress {
+		fmt.Fprintf(&b, "decided by the service's own ward: %s\n", last.Peer)
+	}
+	if _, err := io.WriteString(w, b.String()); err != nil {
+		return err
+	}
+	for _, r := range records {
+		if len(r.Inputs) == 0 {
+			continue
+		}
+		dir := filepath.Join(daemon.PolicyStore(cfg), r.PolicySet)
+		set, err := policy.Load(dir)
+		if errors.Is(err, os.ErrNotExist) || err != nil {
+			return fmt.Errorf("the policies of then are not at hand: %w", err)
+		}
+		if r.Effect == proxy.Allow.String() || r.Cause == proxy.CausePolicy {
+			if _, err := io.WriteString(w, "reached decide; caller, token and limits passed\n"); err != nil {
+				return err
+			}
+		}
+		e, err := policy.Explain(set, r.Inputs)
+		if err != nil {
+			return err
+		}
+		_, err = e.WriteTo(w)
+		return err
+	}
+	return nil
+}
