@@ -34,6 +34,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		os.Exit(play(role))
+	}
 	goleak.VerifyTestMain(m)
 }
 
