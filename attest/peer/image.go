@@ -27,15 +27,18 @@ type layout struct {
 func noImage() image { return image{stat: -1, pagemap: -1} }
 
 // openImage takes the image of the process whose /proc directory is dir.
-func openImage(dir int) (image, error) {
+func openImage(dir int, noPagemap bool) (image, error) {
 	i := noImage()
 	var err error
 	// The pagemap comes first: an execve between the two is then seen by it.
-	if i.pagemap, err = unix.Openat(dir, "pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	if !noPagemap {
+		i.pagemap, err = unix.Openat(dir, "pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.ESRCH) {
 			return noImage(), attest.ErrExited
 		}
-		i.pagemap = -1 // no right to read it, or a kernel without it
+		if err != nil {
+			i.pagemap = -1 // no right to read it, or a kernel without it
+		}
 	}
 	if i.stat, err = unix.Openat(dir, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		i.close()
@@ -55,18 +58,21 @@ func openImage(dir int) (image, error) {
 
 // same is nil while the process runs the program that it ran when the image was taken.
 func (i image) same() error {
-	s, err := i.read()
-	if err != nil {
-		return err
-	}
+	gone := false
 	if i.pagemap >= 0 {
 		var entry [8]byte
 		// Nothing can be read once the image is gone. What is read does not matter, nor whether it is mapped.
-		if n, err := unix.Pread(i.pagemap, entry[:], 0); err != nil || n == 0 {
-			return fmt.Errorf("%w: its memory is another", attest.ErrReplaced)
-		}
+		n, err := unix.Pread(i.pagemap, entry[:], 0)
+		gone = err != nil || n == 0
 	}
-	if s.layout != i.layout {
+	// Only now: a process that loses its image by exiting has none at all.
+	s, err := i.read()
+	switch {
+	case err != nil:
+		return err
+	case gone:
+		return fmt.Errorf("%w: its memory is another", attest.ErrReplaced)
+	case s.layout != i.layout:
 		return fmt.Errorf("%w: its memory is laid out anew", attest.ErrReplaced)
 	}
 	return nil

@@ -39,6 +39,7 @@ type Missing struct {
 	PidfdInfo   bool // PIDFD_GET_INFO, Linux 6.13
 	PidfdGetfd  bool // pidfd_getfd(2), needs the right to ptrace the process
 	SockCgroup  bool // INET_DIAG_CGROUP_ID, needs CONFIG_SOCK_CGROUP_DATA
+	Pagemap     bool // /proc/PID/pagemap, needs CONFIG_PROC_PAGE_MONITOR
 	FileHandles bool // open_by_handle_at(2), needs CAP_DAC_READ_SEARCH
 }
 

@@ -78,7 +78,7 @@ func (p *Process) confirm(c claim) error {
 		return fmt.Errorf("process %d cannot be read; is /proc mounted with hidepid? %w", c.pid, err)
 	}
 	p.proc = os.NewFile(uintptr(dir), path)
-	if p.image, err = openImage(dir); err != nil {
+	if p.image, err = openImage(dir, p.pinner.options.Without.Pagemap); err != nil {
 		if gone := exited(p.pidfd); gone != nil {
 			return gone
 		}
