@@ -218,6 +218,11 @@ func open(ctx context.Context, o Options) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	if public := s.key.public; public != "" {
+		if err := writePublic(PublicFile(o.Dir), public); err != nil {
+			o.Logger.Warn("the audit key's public half could not be written; verifying needs it", zap.Error(err))
+		}
+	}
 	m, err := newMetrics(o.Registerer)
 	if err != nil {
 		s.close()

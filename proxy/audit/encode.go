@@ -62,6 +62,7 @@ func appendRecord(b []byte, r *proxy.Record, now func() time.Time) ([]byte, erro
 		b = append(b, `,"inputs":`...)
 		b = appendRaw(b, r.Inputs)
 	}
+	b = appendField(b, "event", r.Event)
 	b = appendInt(b, "status", int64(r.Status))
 	b = appendInt(b, "bytes", r.Bytes)
 	b = appendInt(b, "micros", r.Micros)

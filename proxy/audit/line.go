@@ -142,7 +142,7 @@ func reason(r proxy.Record) string {
 	case r.Cause != "":
 		return string(r.Cause)
 	case r.Stage == proxy.StageEvent:
-		return firstOf(r.Detail, "-")
+		return firstOf(strings.Trim(r.Event+": "+r.Detail, ": "), "-")
 	case r.Stage == proxy.StageOutcome && !r.Complete:
 		return "not delivered whole"
 	case len(r.Policies) > 0:

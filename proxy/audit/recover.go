@@ -88,9 +88,6 @@ func (r *recovery) readCheckpoints() error {
 		if r.key, err = loadKey(r.KeyFile, r.Origin, info == nil && len(r.segments) == 0); err != nil {
 			return err
 		}
-		if err := writePublic(PublicFile(r.Dir), r.key.public); err != nil {
-			r.Logger.Warn("the audit key's public half could not be written; verify needs it", zap.Error(err))
-		}
 	}
 	var end int64
 	if r.last, r.signed, end, err = lastCheckpoint(r.Dir, r.Origin, note.VerifierList(r.key.Verifier)); err != nil {

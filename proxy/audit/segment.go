@@ -218,8 +218,10 @@ func (r *reader) torn(d *damage, signed int64) (bool, error) {
 	br := bufio.NewReaderSize(io.NewSectionReader(r.f, d.offset, 1<<62), maxLine)
 	for {
 		line, err := br.ReadSlice('\n')
-		if f, bad := parseFrame(bytes.TrimSuffix(line, []byte("\n"))); bad == nil && f.synced > d.index {
-			return false, nil
+		if err == nil {
+			if f, bad := parseFrame(line[:len(line)-1]); bad == nil && f.synced > d.index {
+				return false, nil
+			}
 		}
 		switch {
 		case errors.Is(err, io.EOF):
