@@ -14,13 +14,10 @@ import (
 // manyPolicies is the clinic's set, grown to n by policies of the same kinds for other types and roles: a third of
 // them about one type, the others about any.
 func manyPolicies(tb testing.TB, n int) *Set {
-	clinic, err := Load(clinicFolder)
-	if err != nil {
-		tb.Fatal(err)
-	}
+	base := clinic(tb)
 	var b strings.Builder
 	names := fhir.Types()
-	for i := clinic.Len(); i < n; i++ {
+	for i := base.Len(); i < n; i++ {
 		switch i % 3 {
 		case 0:
 			fmt.Fprintf(&b, "@id(\"type-%d\") permit (principal == Workload::\"/app/a%d\", action in Action::\"reads\", resource is FHIR::%s)\n"+
@@ -33,7 +30,7 @@ func manyPolicies(tb testing.TB, n int) *Set {
 				"unless { context.roles.contains(\"role-%d\") };\n", i, i, i)
 		}
 	}
-	set, err := Parse(append(clinic.Source(), File{Name: "more.cedar", Content: []byte(b.String())}))
+	set, err := Parse(append(base.Source(), File{Name: "more.cedar", Content: []byte(b.String())}))
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -233,13 +233,13 @@ func (c *checker) translate(d *draft, err error) {
 		last := subject[strings.LastIndexByte(subject, '.')+1:]
 		switch {
 		case strings.HasPrefix(msg, "attribute "):
-			c.complain(d, last, fmt.Sprintf("there is no attribute %q here", last), c.attributeAdvice(msg, last))
+			c.complain(d, "."+last, fmt.Sprintf("there is no attribute %q here", last), c.attributeAdvice(msg, last))
 		case strings.HasPrefix(msg, "unable to guarantee safety"):
 			root := "resource"
 			if strings.Contains(msg, " in context ") || strings.Contains(subject, ".") {
 				root = "context"
 			}
-			c.complain(d, last, fmt.Sprintf("%q can be absent", last), fmt.Sprintf("write `%s has %s &&` before it", root, strings.TrimPrefix(subject, "context.")))
+			c.complain(d, "."+last, fmt.Sprintf("%q can be absent", last), fmt.Sprintf("write `%s has %s &&` before it", root, strings.TrimPrefix(subject, "context.")))
 		case strings.HasPrefix(msg, "unrecognized entity type"):
 			c.complain(d, subject, fmt.Sprintf("there is no entity type %q", subject), entityAdvice(subject))
 		case strings.HasPrefix(msg, "unrecognized action"):

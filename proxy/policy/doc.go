@@ -6,7 +6,7 @@
 // interaction) to this resource (a FHIR type and id) in this context (the user, the scopes, the purpose, the request)?
 //
 //	@id("bridges")
-//	@description("Device bridges add observations about one patient, and do nothing else.")
+//	@description("Device bridges add observations about this clinic's patients, and do nothing else.")
 //	permit (
 //	    principal in Workload::"/bridge",
 //	    action == Action::"create",

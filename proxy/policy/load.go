@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bounds of a policy set. A clinic's set is a few dozen policies of half a kilobyte.
@@ -35,33 +37,18 @@ const extension = ".cedar"
 //
 // A folder without a policy is an error: to refuse every call is a decision that somebody must have written down.
 func Load(dir string) (*Set, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return nil, Problems{{File: dir, Text: "the policy folder cannot be read: " + reason(err), Advice: "make it, readable for this user"}}
-	}
-	defer root.Close()
-	files, problems := readFolder(root, dir)
-	set, err := parse(files, dir)
-	var more Problems
-	if errors.As(err, &more) {
-		problems = append(problems, more...)
-	} else if err != nil {
-		return nil, err
-	}
-	if err := problems.orNil(); err != nil {
-		return nil, err
-	}
-	return set, nil
+	files, problems := readFolder(dir)
+	return parse(files, dir, problems)
 }
 
-// readFolder reads the policy files below root. Every check is made on the open file, so that it holds for what is read.
-func readFolder(root *os.Root, dir string) (files []File, problems Problems) {
+// readFolder reads the policy files in dir. Every check is made on what was opened, so that it holds for what is read.
+func readFolder(dir string) (files []File, problems Problems) {
 	complain := func(name, text, advice string) {
 		problems = append(problems, &Problem{File: filepath.Join(dir, name), Text: text, Advice: advice})
 	}
-	folder, err := root.Open(".")
+	folder, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		complain("", "the policy folder cannot be read: "+reason(err), "make it readable for this user")
+		complain("", "the policy folder cannot be read: "+reason(err), "make it, readable for this user")
 		return nil, problems
 	}
 	defer folder.Close()
@@ -83,7 +70,7 @@ func readFolder(root *os.Root, dir string) (files []File, problems Problems) {
 			complain(name, "this looks like a policy file but would be passed over", "rename it to end with "+extension+", or move it away")
 			continue
 		}
-		content, text, advice := readPolicyFile(root, name)
+		content, text, advice := readPolicyFile(folder, name)
 		if text != "" {
 			complain(name, text, advice)
 			continue
@@ -98,15 +85,16 @@ func readFolder(root *os.Root, dir string) (files []File, problems Problems) {
 }
 
 // readPolicyFile gives the content, or what is wrong and what to do.
-func readPolicyFile(root *os.Root, name string) (content []byte, text, advice string) {
+func readPolicyFile(folder *os.File, name string) (content []byte, text, advice string) {
 	// O_NONBLOCK: a named pipe must not hold up the start.
-	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	fd, err := unix.Openat(int(folder.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err == unix.ELOOP {
+		return nil, "this is a symbolic link, and whoever owns its target would write policy", "put the file itself here"
+	}
 	if err != nil {
-		if errors.Is(err, syscall.ELOOP) {
-			return nil, "this is a symbolic link, and whoever owns its target would write policy", "put the file itself here"
-		}
 		return nil, "the file cannot be read: " + reason(err), "make it readable for this user"
 	}
+	f := os.NewFile(uintptr(fd), name)
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
@@ -154,7 +142,7 @@ func reason(err error) string {
 
 // Parse checks the policies in files, as Load does; the files' names stand for their places in what is reported. It is
 // for sets that were kept or embedded.
-func Parse(files []File) (*Set, error) { return parse(files, "") }
+func Parse(files []File) (*Set, error) { return parse(files, "", nil) }
 
 // digest is the SHA-256 over the names and contents of files, which are sorted by name. Lengths go before, so that no
 // two sets have the same input.

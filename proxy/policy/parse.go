@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -25,21 +26,19 @@ type policy struct {
 	reads           mask     // every attribute that evaluating it can look at
 }
 
-// parse makes a Set of files; folder is put before their names in problems.
-func parse(files []File, folder string) (*Set, error) {
+// parse makes a Set of files, unless there are problems already; folder is put before the files' names in problems.
+func parse(files []File, folder string, problems Problems) (*Set, error) {
 	files = slices.Clone(files)
 	slices.SortFunc(files, func(a, b File) int { return strings.Compare(a.Name, b.Name) })
-	c := checker{model: newModel(), ids: map[string]*Problem{}}
+	c := checker{model: newModel(), ids: map[string]*Problem{}, problems: problems}
 	for _, f := range files {
 		c.file(f, filepath.Join(folder, f.Name))
 	}
 	if len(c.policies) == 0 && len(c.problems) == 0 {
-		c.problems = append(c.problems, &Problem{File: filepath.Join(folder, "."), Text: "there is no policy here, so every call would be refused",
+		c.problems = append(c.problems, &Problem{File: cmp.Or(folder, "policies"), Text: "there is no policy here, so every call would be refused",
 			Advice: `write policies in *.cedar files; if refusing everything is meant, write: @id("nothing") forbid (principal, action, resource);`})
 	}
-	if len(c.problems) == 0 {
-		c.validate()
-	}
+	c.validate()
 	if err := c.problems.orNil(); err != nil {
 		return nil, err
 	}

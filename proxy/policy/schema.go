@@ -89,28 +89,25 @@ func (a *action) write(b *strings.Builder, resourceTypes []string) {
 	fmt.Fprintf(b, " appliesTo {\n  principal: %s,\n%s,\n  context: %s,\n};\n\n", workloadType, wrap("  resource: [", first, on, "]"), context)
 }
 
-// wrap lists first (if any) and the rest after head, breaking lines at about 120 columns.
+// wrap lists first (if any) and the rest between head and tail, in lines of at most 118 columns.
 func wrap(head, first string, rest []string, tail string) string {
+	if first != "" {
+		rest = append([]string{first}, rest...)
+	}
 	var b strings.Builder
 	b.WriteString(head)
 	column := len(head)
-	write := func(s string) {
-		if column > len(head) {
+	for i, s := range rest {
+		switch {
+		case i > 0 && column+len(s) > 115:
+			b.WriteString(",\n    ")
+			column = 4
+		case i > 0:
 			b.WriteString(", ")
 			column += 2
-			if column+len(s) > 118 {
-				b.WriteString("\n    ")
-				column = 4
-			}
 		}
 		b.WriteString(s)
 		column += len(s)
-	}
-	if first != "" {
-		write(first)
-	}
-	for _, s := range rest {
-		write(s)
 	}
 	b.WriteString(tail)
 	return b.String()

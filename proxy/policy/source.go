@@ -166,23 +166,34 @@ func (s *source) syntaxError(start int, err error) *Problem {
 	if i := strings.LastIndex(rest, `": `); i >= 0 {
 		rest = rest[i+3:]
 	}
-	// The parser names the token behind the one it does not like.
-	got, want, found := strings.Cut(strings.TrimPrefix(rest, "exact got "), " want ")
-	if !found || !strings.HasPrefix(rest, "exact got ") {
-		return s.at(offset, rest, "see docs.cedarpolicy.com for the grammar")
+	const grammar = "see docs.cedarpolicy.com for the grammar"
+	if rest == "invalid primary" {
+		return s.at(offset, "a value is expected here", grammar)
 	}
-	if got == "" {
+	got, unexpected := strings.CutPrefix(rest, "unexpected effect: ")
+	want := "permit or forbid"
+	if !unexpected {
+		if got, unexpected = strings.CutPrefix(rest, "exact got "); unexpected {
+			got, want, unexpected = strings.Cut(got, " want ")
+		}
+	}
+	switch {
+	case !unexpected:
+		return s.at(offset, rest, grammar)
+	case got == "":
 		return s.at(offset, "the file ends where "+want+" is expected", "finish the policy")
 	}
+	// The parser names the token behind the one it does not like.
 	if i := bytes.LastIndex(s.code[start:offset], []byte(got)); i >= 0 {
 		offset = start + i
 	}
-	return s.at(offset, "found "+got+" where "+want+" is expected", "see docs.cedarpolicy.com for the grammar")
+	return s.at(offset, "found "+got+" where "+want+" is expected", grammar)
 }
 
 // locate finds needle as code (not in a comment) between from and to, and gives from when it is not there. A name is
-// found only as a whole word and outside of strings.
+// found only as a whole word and outside of strings; `.name` is the name as an attribute.
 func (s *source) locate(from, to int, needle string) int {
+	name, attribute := strings.CutPrefix(needle, ".")
 	in := s.bare
 	if strings.Contains(needle, `"`) {
 		in = s.code
@@ -193,7 +204,10 @@ func (s *source) locate(from, to int, needle string) int {
 			break
 		}
 		i += n
-		if !nameByte(needle[0]) || s.word(i, i+len(needle)) {
+		switch {
+		case attribute && s.word(i+1, i+1+len(name)):
+			return i + 1
+		case !attribute && (!nameByte(needle[0]) || s.word(i, i+len(needle))):
 			return i
 		}
 		i++
