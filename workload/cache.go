@@ -296,7 +296,7 @@ func (c *cache) mint(e *Entry, key slotKey) (*SVID, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &SVID{SVID: svid, ChainDER: chainDER, KeyDER: keyDER}, nil
+	return &SVID{Entry: e, SVID: svid, ChainDER: chainDER, KeyDER: keyDER}, nil
 }
 
 // close ends every attempt and forgets every key.

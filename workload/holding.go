@@ -43,7 +43,7 @@ func (s *Service) Hold(ctx context.Context, p Process, want Want) (*Holding, err
 	first := h.changed
 	go func() {
 		defer close(h.ended)
-		h.end(s.follow(background, &visit{s: s, p: p, want: want, sole: true}, h.take))
+		h.end(s.follow(background, p, want, true, h.take))
 	}()
 	select {
 	case <-first:

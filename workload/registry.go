@@ -110,8 +110,7 @@ func replace[T any](txn *memdb.Txn, table string, rows []*T, key func(*T) string
 // Match returns the entries all of whose selectors are attested, firmly enough for the entry. The default
 // identity is first: the entry with the most selectors, then the one whose name sorts first. One of the
 // channels in changed is closed when the answer may have become another; it may also be closed for nothing.
-func (r *Registry) Match(att attest.Attestation) (entries []*Entry, changed memdb.WatchSet) {
-	changed = memdb.NewWatchSet()
+func (r *Registry) Match(att attest.Attestation) (entries []*Entry, changed []<-chan struct{}) {
 	txn := r.db.Txn(false)
 	for _, s := range att.Selectors {
 		if boundaryRank(s.Type) == 0 {
@@ -121,7 +120,7 @@ func (r *Registry) Match(att attest.Attestation) (entries []*Entry, changed memd
 		if err != nil {
 			panic(fmt.Sprintf("workload: the registry's database was made without Tables: %v", err))
 		}
-		changed.Add(it.WatchCh())
+		changed = append(changed, it.WatchCh())
 		for raw := it.Next(); raw != nil; raw = it.Next() {
 			if e := raw.(*Entry); e.matches(att) {
 				entries = append(entries, e)

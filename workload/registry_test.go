@@ -242,8 +242,8 @@ func TestNearest(t *testing.T) {
 	}
 }
 
-func fired(ws memdb.WatchSet) bool {
-	for ch := range ws {
+func fired(changed []<-chan struct{}) bool {
+	for _, ch := range changed {
 		select {
 		case <-ch:
 			return true

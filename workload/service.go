@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/go-memdb"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.uber.org/zap"
 
@@ -64,12 +63,13 @@ func NewService(o Options) (*Service, error) {
 // more. Each Update is complete, and differs from the one before. The error is ctx's, or send's, or a
 // *Refusal; it is never nil. Send must not keep its argument's slices for writing.
 func (s *Service) Watch(ctx context.Context, p Process, want Want, send func(Update) error) error {
-	return s.follow(ctx, &visit{s: s, p: p, want: want}, send)
+	return s.follow(ctx, p, want, false, send)
 }
 
-// follow is the journey.
-func (s *Service) follow(ctx context.Context, v *visit, send func(Update) error) error {
-	if err := v.arrive(); err != nil {
+// follow is the journey. With sole, it is about the first default identity alone, and ends with it.
+func (s *Service) follow(ctx context.Context, p Process, want Want, sole bool, send func(Update) error) error {
+	v, err := s.arrive(p, want, sole)
+	if err != nil {
 		return err
 	}
 	defer v.leave()
@@ -116,32 +116,31 @@ type visit struct {
 	s       *Service
 	p       Process
 	want    Want
-	sole    bool        // stay with the ID that was the default at first, and ask for no other
+	sole    bool
 	id      spiffeid.ID // that ID, once known
 	report  Visit
-	held    map[slotKey]*slot
-	changed memdb.WatchSet // closed channels mean: look again
+	held    []*slot // one for each granted entry
+	changed changes // one that is closed means: look again
 	next    Update
 	last    Update
 	waited  bool // time passed between the attestation and next
 }
 
-func (v *visit) arrive() error {
-	v.s.mu.Lock()
-	defer v.s.mu.Unlock()
-	if v.s.closed {
-		return &Refusal{Reference: newReference(), Err: ErrClosed}
+// arrive counts the visit in. It lies on the heap: every open stream rests on a stack that the runtime gives
+// back half of only while little of it is in use.
+func (s *Service) arrive(p Process, want Want, sole bool) (*visit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, &Refusal{Reference: newReference(), Err: ErrClosed}
 	}
-	v.s.visits.Add(1)
-	v.report = Visit{PID: v.p.PID(), UID: v.p.UID(), Want: v.want}
-	v.held = make(map[slotKey]*slot)
-	return nil
+	s.visits.Add(1)
+	report := Visit{PID: p.PID(), UID: p.UID(), Want: want}
+	return &visit{s: s, p: p, want: want, sole: sole, report: report}, nil
 }
 
 func (v *visit) leave() {
-	for _, slot := range v.held {
-		v.s.cache.release(slot)
-	}
+	v.release()
 	v.s.visits.Done()
 }
 
@@ -165,8 +164,10 @@ func (v *visit) match() error {
 	start := time.Now()
 	denied := v.s.o.Denials.Changed()
 	entries, changed := v.s.o.Registry.Match(v.next.Attestation)
-	changed.Add(denied)
-	v.changed = changed
+	v.changed = append(v.changed[:0], changed...)
+	if denied != nil {
+		v.changed = append(v.changed, denied)
+	}
 	var granted []*Entry
 	for _, e := range entries {
 		switch {
@@ -190,50 +191,26 @@ func (v *visit) match() error {
 	return nil
 }
 
-// collect gathers the bundle and a valid SVID for each entry, waiting for those that are being issued for
-// the first time. An identity that cannot be had now is left out, unless it is the default one: a process
+// collect gathers a valid SVID for each entry, waiting for those that are being issued for the first time,
+// and then the bundle. An identity that cannot be had now is left out, unless it is the default one: a process
 // must not find itself acting as another identity because the issuer failed.
 func (v *visit) collect(ctx context.Context) error {
-	if err := v.bundle(); err != nil {
-		return err
-	}
-	if v.want == X509Bundles {
-		return nil
-	}
-	wanted := make(map[slotKey]bool, len(v.report.Entries))
-	for _, e := range v.report.Entries { // all are demanded before one is waited for
-		key := keyOf(e, v.want == LentSVIDs)
-		wanted[key] = true
-		if v.held[key] == nil {
-			v.held[key] = v.s.cache.hold(e, v.want == LentSVIDs)
+	if v.want != X509Bundles {
+		v.demand()
+		for i, slot := range v.held {
+			svid, why, err := v.svid(ctx, slot)
+			switch e := v.report.Entries[i]; {
+			case err != nil:
+				return err
+			case svid != nil:
+				v.next.SVIDs = append(v.next.SVIDs, svid.under(e))
+			case i == 0:
+				return fmt.Errorf("%w: entry %q: %w", ErrUnavailable, e.Name, why)
+			}
 		}
 	}
-	for key, slot := range v.held {
-		if !wanted[key] {
-			v.s.cache.release(slot)
-			delete(v.held, key)
-		}
-	}
-	for i, e := range v.report.Entries {
-		svid, err := v.svid(ctx, v.held[keyOf(e, v.want == LentSVIDs)])
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil && i == 0:
-			return fmt.Errorf("%w: entry %q: %w", ErrUnavailable, e.Name, err)
-		case err == nil:
-			v.next.SVIDs = append(v.next.SVIDs, &SVID{Entry: e, SVID: svid.SVID, ChainDER: svid.ChainDER, KeyDER: svid.KeyDER})
-		}
-	}
-	if v.waited { // the bundle may have moved on with the SVIDs
-		return v.bundle()
-	}
-	return nil
-}
-
-func (v *visit) bundle() error {
 	bundle, changed := v.s.o.Bundles.X509Bundle()
-	v.changed.Add(changed)
+	v.changed = append(v.changed, changed)
 	if bundle == nil || bundle.Empty() {
 		return fmt.Errorf("%w: there is no bundle yet", ErrUnavailable)
 	}
@@ -241,23 +218,41 @@ func (v *visit) bundle() error {
 	return nil
 }
 
-// svid waits until the slot has an SVID or a reason why not.
-func (v *visit) svid(ctx context.Context, s *slot) (*SVID, error) {
+// demand makes the visit hold the slots of its entries, in their order, and no others. All are demanded
+// before one is waited for.
+func (v *visit) demand() {
+	held := make([]*slot, len(v.report.Entries))
+	for i, e := range v.report.Entries {
+		held[i] = v.s.cache.hold(e, v.want == LentSVIDs)
+	}
+	v.release()
+	v.held = held
+}
+
+func (v *visit) release() {
+	for _, slot := range v.held {
+		v.s.cache.release(slot)
+	}
+	v.held = nil
+}
+
+// svid waits until the slot has an SVID or a reason why not. An error ends the visit.
+func (v *visit) svid(ctx context.Context, s *slot) (svid *SVID, why, err error) {
 	for {
-		svid, err, changed := v.s.cache.read(s)
-		if svid != nil || err != nil {
-			v.changed.Add(changed)
-			return svid, err
+		svid, why, changed := v.s.cache.read(s)
+		if svid != nil || why != nil {
+			v.changed = append(v.changed, changed)
+			return svid, why, nil
 		}
 		v.waited = true
 		select {
 		case <-changed:
 		case <-v.p.Done():
-			return nil, ended(v.p)
+			return nil, nil, ended(v.p)
 		case <-v.s.done:
-			return nil, ErrClosed
+			return nil, nil, ErrClosed
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		}
 	}
 }
@@ -278,14 +273,11 @@ func (v *visit) deliver(send func(Update) error) error {
 
 // wait returns nil when it is time to look again.
 func (v *visit) wait(ctx context.Context) error {
-	v.changed.Add(v.p.Done())
-	v.changed.Add(v.s.done)
+	v.changed = append(v.changed, v.p.Done(), v.s.done)
 	for {
-		tick, cancel := context.WithTimeout(ctx, v.s.o.Recheck)
-		err := v.changed.WatchCtx(tick)
-		cancel()
-		if ctx.Err() != nil {
-			return ctx.Err()
+		err := v.changed.wait(ctx, v.s.o.Recheck)
+		if err != nil && err != errTick {
+			return err
 		}
 		select {
 		case <-v.s.done:

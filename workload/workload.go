@@ -81,6 +81,14 @@ type SVID struct {
 	KeyDER   []byte // the private key, PKCS #8, unencrypted
 }
 
+// under returns the SVID under an edition of its entry that differs in nothing that needs another SVID.
+func (s *SVID) under(e *Entry) *SVID {
+	if s.Entry == e {
+		return s
+	}
+	return &SVID{Entry: e, SVID: s.SVID, ChainDER: s.ChainDER, KeyDER: s.KeyDER}
+}
+
 // Update is the full state of a process: what it holds replaces whatever an earlier Update said.
 type Update struct {
 	Attestation attest.Attestation
