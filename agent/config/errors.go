@@ -69,6 +69,22 @@ func (es Errors) sort() {
 	})
 }
 
+// hideSecrets keeps lines that hold a secret out of excerpts, whatever the error that would show them.
+func (es Errors) hideSecrets() {
+	type line struct{ file, number int }
+	secret := make(map[line]bool)
+	for _, e := range es {
+		if e.Code == codeSecret {
+			secret[line{e.order, e.Line}] = true
+		}
+	}
+	for i := range es {
+		if secret[line{es[i].order, es[i].Line}] {
+			es[i].text = ""
+		}
+	}
+}
+
 // Style is how errors are rendered for people. The zero value is plain text without excerpts.
 type Style struct {
 	Excerpt bool // show the line and mark the place

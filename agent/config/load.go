@@ -120,6 +120,7 @@ func (d *decoder) result(c *Config) (*Config, error) {
 		return c, nil
 	}
 	d.errs.sort()
+	d.errs.hideSecrets()
 	return nil, d.errs
 }
 

@@ -273,7 +273,7 @@ func webURL(into *string, what string, query bool) value {
 			bad := func(problem, advice string) (string, *fault) {
 				return "", &fault{codeURL, quote(s) + " " + problem, advice}
 			}
-			if err == nil && u.User != nil {
+			if err == nil && u.User != nil || err != nil && strings.Contains(s, "@") {
 				// Not repeated in the message: it may hold a password.
 				return "", &fault{codeSecret, "the URL holds a user name or password", "remove it from the URL; config holds no secrets"}
 			}
