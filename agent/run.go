@@ -163,4 +163,3 @@ func (cmd upCommand) Run(c *console) error {
 type workloadCommand struct{}
 
 func (workloadCommand) Run(c *console) error { return up.Workload(c.ctx, os.Stdin, c.out) }
-
