@@ -137,3 +137,30 @@ func TestRecordMends(t *testing.T) {
 		t.Errorf("a record without a time is %s, %v; want the time of the call", b, err)
 	}
 }
+
+// Strings are looked through eight bytes at a time; each byte in each place is treated as it is by itself.
+func TestStringEveryByte(t *testing.T) {
+	for c := range 256 {
+		for at := range 17 {
+			for _, pad := range []string{" ", "a", "~", "!"} {
+				s := strings.Repeat(pad, at) + string([]byte{byte(c)}) + strings.Repeat(pad, 16-at)
+				b := appendString(nil, s)
+				var got string
+				if err := json.Unmarshal(b, &got); err != nil || got != strings.ToValidUTF8(s, "\ufffd") {
+					t.Fatalf("%q became %s (%v)", s, b, err)
+				}
+				raw, err := json.Marshal(s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := json.Unmarshal(appendRaw(nil, raw), &got); err != nil || got != strings.ToValidUTF8(s, "\ufffd") {
+					t.Fatalf("%s became %s (%v)", raw, appendRaw(nil, raw), err)
+				}
+				b = appendRaw(b, raw)
+				if bare := strings.ContainsFunc(string(b), func(r rune) bool { return !unicode.IsPrint(r) }); bare {
+					t.Fatalf("%q became %s", s, b)
+				}
+			}
+		}
+	}
+}

@@ -33,12 +33,11 @@ type Log struct {
 	signed  atomic.Int64 // records that the last checkpoint covers
 
 	mu    sync.Mutex
-	cur   *batch // records not yet taken by the writer; nil when there are none
-	next  int64  // index of the next record
-	spare []byte // buffers to use again
-	spans []span
-	full  error // an ErrFull while the disk has no room
-	err   error // why nothing is accepted any more
+	cur   *batch    // records not yet taken by the writer; nil when there are none
+	next  int64     // index of the next record
+	spare []buffers // to use again
+	full  error     // an ErrFull while the disk has no room
+	err   error     // why nothing is accepted any more
 
 	// The rest belongs to the writer alone.
 	state *state
@@ -125,8 +124,11 @@ func (l *Log) queue(line []byte, sum uint32) (b *batch, room <-chan struct{}, er
 	}
 	b = l.cur
 	if b == nil {
-		b = &batch{log: l, first: l.next, done: make(chan struct{}), taken: make(chan struct{}), buf: l.spare, spans: l.spans}
-		l.cur, l.spare, l.spans = b, nil, nil
+		b = &batch{log: l, first: l.next, done: make(chan struct{}), taken: make(chan struct{})}
+		if n := len(l.spare); n > 0 {
+			b.buffers, l.spare = l.spare[n-1], l.spare[:n-1]
+		}
+		l.cur = b
 		l.flush.Reset(l.o.FlushEvery)
 	}
 	if len(b.spans) >= l.o.QueueRecords || len(b.buf)+len(line)+64 > l.o.QueueBytes && len(b.spans) > 0 {
@@ -152,14 +154,18 @@ func (l *Log) wake() {
 
 // batch is what one write and one fdatasync make durable together. It is the Receipt of each of its records.
 type batch struct {
-	log    *Log
-	first  int64
-	buf    []byte
-	spans  []span // of the records in buf
+	log   *Log
+	first int64
+	buffers
 	wanted atomic.Bool
 	taken  chan struct{} // closed when the writer takes it
 	done   chan struct{} // closed when err is final
 	err    error
+}
+
+type buffers struct {
+	buf   []byte // lines
+	spans []span // of the records in buf
 }
 
 type span struct{ from, to int }
@@ -200,6 +206,7 @@ func (l *Log) run() {
 			l.commit(l.take())
 		case <-l.due.C:
 			l.armed = false
+			l.slim()
 			l.sign()
 		case <-l.closing:
 			l.commit(l.take())
@@ -271,14 +278,21 @@ func (l *Log) commit(b *batch) {
 	}
 }
 
-// recycle keeps b's buffer for a later batch, unless it is unusually large.
+// recycle keeps b's buffers for a later batch: two, since one batch gathers while another is written.
 func (l *Log) recycle(b *batch) {
 	l.mu.Lock()
-	if cap(b.buf) <= 2*flushBytes {
-		l.spare, l.spans = b.buf[:0], b.spans[:0]
+	if len(l.spare) < 2 {
+		l.spare = append(l.spare, buffers{b.buf[:0], b.spans[:0]})
 	}
 	l.mu.Unlock()
-	b.buf, b.spans = nil, nil
+	b.buffers = buffers{}
+}
+
+// slim lets go of buffers, which a rush may have made large.
+func (l *Log) slim() {
+	l.mu.Lock()
+	l.spare = nil
+	l.mu.Unlock()
 }
 
 // makeRoom begins a new segment when it is time, and makes sure that n bytes fit.
