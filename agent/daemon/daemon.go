@@ -78,25 +78,29 @@ type Daemon struct {
 }
 
 // New builds a Ward from cfg. Nothing listens yet; what it opened is closed again when it fails.
-func New(ctx context.Context, cfg *config.Config, o Options) (d *Daemon, err error) {
-	d = &Daemon{cfg: cfg, o: o, log: o.Log, started: time.Now(), registry: prometheus.NewRegistry()}
-	defer func() {
-		if err != nil {
-			d.close()
-		}
-	}()
-	if d.host, err = os.Hostname(); err != nil {
+func New(ctx context.Context, cfg *config.Config, o Options) (*Daemon, error) {
+	d := &Daemon{cfg: cfg, o: o, log: o.Log, started: time.Now(), registry: prometheus.NewRegistry()}
+	if err := d.build(ctx); err != nil {
+		d.close()
 		return nil, err
+	}
+	return d, nil
+}
+
+// build makes the parts in the order in which they need each other.
+func (d *Daemon) build(ctx context.Context) (err error) {
+	if d.host, err = os.Hostname(); err != nil {
+		return err
 	}
 	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, build := range []func(context.Context) error{
 		d.buildAuthority, d.buildDirectory, d.buildIdentities, d.buildTrail, d.buildIngress,
 	} {
 		if err := build(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return d, nil
+	return nil
 }
 
 func (d *Daemon) buildAuthority(ctx context.Context) (err error) {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -19,6 +20,12 @@ import (
 // issuer hands the embedded authority to the workload tree, which knows only its own interfaces.
 type issuer struct{ *authority.Authority }
 
+// IssueX509 implements workload.Issuer.
+func (i issuer) IssueX509(ctx context.Context, r workload.X509Request) ([]*x509.Certificate, error) {
+	return i.Authority.IssueX509(ctx, authority.X509Request(r))
+}
+
+// X509Bundle implements workload.Bundles.
 func (i issuer) X509Bundle() (*x509bundle.Bundle, <-chan struct{}) {
 	changed := i.BundleChanged() // first: a change in between is noticed at the next look
 	return i.Authority.X509Bundle(), changed

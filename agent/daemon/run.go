@@ -20,7 +20,6 @@ import (
 	"github.com/wardmesh/ward/proxy/mesh"
 	"github.com/wardmesh/ward/proxy/wire"
 	"github.com/wardmesh/ward/workload"
-	"github.com/wardmesh/ward/workload/api"
 )
 
 // Run opens the sockets and serves until ctx ends; then it drains. It closes what New opened.
@@ -124,7 +123,7 @@ func (d *Daemon) pinned(ctx context.Context, network, address string) (net.Liste
 }
 
 // pin gives the process that the listener has pinned.
-func pin(c net.Conn) (api.Peer, error) {
+func pin(c net.Conn) (workload.Process, error) {
 	pinned, ok := c.(interface{ Process() (*peer.Process, error) })
 	if !ok {
 		return nil, fmt.Errorf("a %T cannot be attested", c)
