@@ -277,14 +277,18 @@ func (c *checker) attributeAdvice(msg, name string) string {
 		return "only create and update bring a body: limit the policy's action to them, or write `context has body &&` before it"
 	}
 	var names []string
+	whole := map[string]string{} // by the last part
 	for _, a := range table {
 		names = append(names, a.name)
+		whole[a.name] = a.name
 		for _, f := range a.fields {
-			names = append(names, f.name)
+			if names = append(names, a.name+"."+f.name); whole[f.name] == "" {
+				whole[f.name] = a.name + "." + f.name
+			}
 		}
 	}
-	if near := nearest(name, names); near != "" && near != name {
-		return fmt.Sprintf("did you mean %q?", near)
+	if near := nearest(name, slices.Sorted(maps.Keys(whole))); near != "" && whole[near] != name {
+		return fmt.Sprintf("did you mean %q?", whole[near])
 	}
 	return "there are: " + strings.Join(names, ", ")
 }
