@@ -111,7 +111,7 @@ func parseCgroup(file []byte) (string, error) {
 		}
 		seen = true
 		// "/../x" lies outside the namespace's root; " (deleted)" has no members any more.
-		if s := string(p); path.Clean(s) == s && !strings.HasPrefix(s, "/..") && !strings.HasSuffix(s, " (deleted)") {
+		if s := string(p); path.Clean(s) == s && s != "/.." && !strings.HasPrefix(s, "/../") && !strings.HasSuffix(s, " (deleted)") {
 			result = s
 		}
 	}

@@ -172,6 +172,9 @@ func (r *receiver) refused() bool {
 
 // sender is the pid in a message's SCM_CREDENTIALS, which must be all that came with it.
 func sender(oob []byte) (int, error) {
+	if len(oob) < unix.CmsgLen(unix.SizeofUcred) { // the parser wants a whole header
+		return 0, fmt.Errorf("%w: a message came without its sender's credentials", ErrPassed)
+	}
 	h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 	if err != nil || len(rest) != 0 || h.Level != unix.SOL_SOCKET || h.Type != unix.SCM_CREDENTIALS {
 		return 0, fmt.Errorf("%w: a message came without its sender's credentials", ErrPassed)

@@ -68,11 +68,7 @@ func (p *Pinner) pinHolder(pid int, number int, link []byte, s tcpSocket) (*Proc
 	if err != nil {
 		return nil, err
 	}
-	process.byInode, err = p.holds(process, number, link, s.cookie)
-	if err == nil {
-		err = process.Alive()
-	}
-	if err != nil {
+	if process.byInode, err = p.holds(process, number, link, s.cookie); err != nil {
 		_ = process.Close()
 		return nil, err
 	}

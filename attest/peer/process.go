@@ -91,7 +91,7 @@ func (p *Process) confirm(c claim) error {
 		}
 		p.gid = now.gid
 	}
-	return p.check()
+	return p.checkIdentity()
 }
 
 // PID is the process's id in Ward's own pid namespace.
@@ -189,6 +189,21 @@ func (p *Process) check() error {
 	if p.closed {
 		return ErrClosed
 	}
+	if err := p.checkIdentity(); err != nil {
+		return err
+	}
+	if err := p.image.same(); err != nil {
+		// A process loses its image on its way out; an exit explains more.
+		if gone := exited(p.pidfd); gone != nil {
+			return gone
+		}
+		return err
+	}
+	return nil
+}
+
+// checkIdentity is nil while the process lives under the pid and as the user that its socket named.
+func (p *Process) checkIdentity() error {
 	if err := exited(p.pidfd); err != nil {
 		return err
 	}
@@ -203,17 +218,7 @@ func (p *Process) check() error {
 		return fmt.Errorf("%w: the socket names uid %d and gid %d, process %d has %d and %d",
 			attest.ErrMismatch, p.uid, p.gid, p.pid, now.uid, now.gid)
 	}
-	if err := p.pinner.users.known(p.uid, p.gid); err != nil {
-		return err
-	}
-	if err := p.image.same(); err != nil {
-		// A process loses its image on its way out; an exit explains more.
-		if gone := exited(p.pidfd); gone != nil {
-			return gone
-		}
-		return err
-	}
-	return nil
+	return p.pinner.users.known(p.uid, p.gid)
 }
 
 // identity is who the process is now.
