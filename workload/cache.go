@@ -123,16 +123,16 @@ func (c *cache) release(s *slot) {
 
 // read returns the slot's valid SVID; or, when there is none, the reason, which is nil while no attempt has
 // failed and one is under way. Changed is closed when the answer changes.
-func (c *cache) read(s *slot) (svid *SVID, why error, changed <-chan struct{}) {
+func (c *cache) read(s *slot) (svid *SVID, changed <-chan struct{}, why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.svid != nil && time.Now().Before(s.svid.Certificates[0].NotAfter) {
-		return s.svid, nil, s.changed
+		return s.svid, s.changed, nil
 	}
 	if s.svid != nil && s.timer != nil {
 		s.timer.Reset(0) // expired while the timer slept: withdraw and renew it now
 	}
-	return nil, s.err, s.changed
+	return nil, s.changed, s.err
 }
 
 // current reports whether the registry still holds the entry as the slot knows it.

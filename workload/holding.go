@@ -33,7 +33,8 @@ type Holding struct {
 }
 
 // Hold waits until p's default identity among those wanted is at hand, X509SVIDs or LentSVIDs, and keeps it
-// up to date until Close. Ctx bounds the wait only. The error is ctx's or a *Refusal.
+// up to date until Close, which comes before p itself is let go. Ctx bounds the wait only. The error is ctx's
+// or a *Refusal.
 func (s *Service) Hold(ctx context.Context, p Process, want Want) (*Holding, error) {
 	if want == X509Bundles {
 		return nil, fmt.Errorf("workload: a holding of %s only makes no sense", want)

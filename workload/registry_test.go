@@ -224,6 +224,33 @@ func TestLoadWakesThoseConcerned(t *testing.T) {
 	}
 }
 
+func TestDevices(t *testing.T) {
+	db := directory(t)
+	r := NewRegistry(db)
+	device := func(name, patient string) *Device {
+		return &Device{ID: spiffeid.RequireFromPath(clinic, "/device/"+name), Patients: []Window{{Patient: patient}}, Assurance: "bonded"}
+	}
+	put := func(devices ...*Device) {
+		txn := db.Txn(true)
+		defer txn.Abort()
+		if err := r.Load(txn, nil, devices); err != nil {
+			t.Fatal(err)
+		}
+		txn.Commit()
+	}
+	put(device("b", "Patient/1"), device("a", "Patient/2"))
+	before, changed := r.Devices()
+	put(device("a", "Patient/2"), device("b", "Patient/1"))
+	if fired([]<-chan struct{}{changed}) {
+		t.Error("woken for nothing")
+	}
+	put(device("a", "Patient/3"))
+	after, _ := r.Devices()
+	if !fired([]<-chan struct{}{changed}) || len(before) != 2 || len(after) != 1 || after[0].Patients[0].Patient != "Patient/3" {
+		t.Errorf("before %v, after %v", before, after)
+	}
+}
+
 func TestNearest(t *testing.T) {
 	firm := entry("firm", "unix.uid", "1000")
 	firm.MinStrength = attest.Strong

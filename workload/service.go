@@ -239,7 +239,7 @@ func (v *visit) release() {
 // svid waits until the slot has an SVID or a reason why not. An error ends the visit.
 func (v *visit) svid(ctx context.Context, s *slot) (svid *SVID, why, err error) {
 	for {
-		svid, why, changed := v.s.cache.read(s)
+		svid, changed, why := v.s.cache.read(s)
 		if svid != nil || why != nil {
 			v.changed = append(v.changed, changed)
 			return svid, why, nil

@@ -23,7 +23,6 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
-	"google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/grpc/status"
 
 	"github.com/wardmesh/ward/attest"
@@ -76,11 +75,13 @@ var methods = map[string]func(context.Context, *grpc.ClientConn) error{
 		return first(s, err)
 	},
 	"reflection v1alpha": func(ctx context.Context, c *grpc.ClientConn) error {
-		s, err := grpc_reflection_v1alpha.NewServerReflectionClient(c).ServerReflectionInfo(ctx) //nolint:staticcheck // clients still use it
-		if err == nil {
-			_ = s.Send(&grpc_reflection_v1alpha.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1alpha.ServerReflectionRequest_ListServices{}}) //nolint:staticcheck // as above
+		s, err := c.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+		if err != nil {
+			return err
 		}
-		return first(s, err)
+		// The older edition has the same messages as v1.
+		_ = s.SendMsg(&grpc_reflection_v1.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{}})
+		return s.RecvMsg(&grpc_reflection_v1.ServerReflectionResponse{})
 	},
 	"health Check": func(ctx context.Context, c *grpc.ClientConn) error {
 		_, err := grpc_health_v1.NewHealthClient(c).Check(ctx, &grpc_health_v1.HealthCheckRequest{})

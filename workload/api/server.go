@@ -112,9 +112,8 @@ func New(o Options) (*Server, error) {
 		grpc.MaxHeaderListSize(16<<10),
 		grpc.MaxRecvMsgSize(64<<10),
 		grpc.MaxSendMsgSize(4*mebibyte), // what gRPC clients accept unless told otherwise
-		// Messages are few and small: without these each connection would own 64 KiB of buffers for good.
+		// Messages are few and small: without this each connection would keep a buffer of 32 KiB.
 		grpc.ReadBufferSize(2<<10),
-		grpc.SharedWriteBuffer(true),
 		grpc.StaticStreamWindowSize(64<<10),
 		grpc.StaticConnWindowSize(64<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 10 * time.Minute}),
