@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -99,10 +98,9 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 		if len(r.Inputs) == 0 {
 			continue
 		}
-		dir := filepath.Join(daemon.PolicyStore(cfg), r.PolicySet)
-		set, err := policy.Load(dir)
-		if errors.Is(err, os.ErrNotExist) || err != nil {
-			return fmt.Errorf("the policies of then are not at hand: %w", err)
+		set, err := policiesOfThen(cfg, r.PolicySet)
+		if err != nil {
+			return err
 		}
 		if r.Effect == proxy.Allow.String() || r.Cause == proxy.CausePolicy {
 			if _, err := io.WriteString(w, "reached decide; caller, token and limits passed\n"); err != nil {
@@ -117,4 +115,29 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 		return err
 	}
 	return nil
+}
+
+// policiesOfThen reads the copy of a policy set that the daemon kept. Its hash is its proof, whoever owns the files.
+func policiesOfThen(cfg *config.Config, hash string) (*policy.Set, error) {
+	dir := filepath.Join(daemon.PolicyStore(cfg), filepath.Base(hash))
+	names, err := filepath.Glob(filepath.Join(dir, "*.cedar"))
+	if err != nil {
+		return nil, err
+	}
+	var files []policy.File
+	for _, n := range names {
+		b, err := os.ReadFile(n)
+		if err != nil {
+			return nil, fmt.Errorf("policy set %s is not at hand: %w", hash, err)
+		}
+		files = append(files, policy.File{Name: filepath.Base(n), Content: b})
+	}
+	set, err := policy.Parse(files)
+	if err != nil {
+		return nil, fmt.Errorf("policy set %s in %s cannot be read: %w", hash, dir, err)
+	}
+	if set.Hash() != hash {
+		return nil, fmt.Errorf("the policies in %s are not set %s any more: they were changed (they are %s now)", dir, hash, set.Hash())
+	}
+	return set, nil
 }

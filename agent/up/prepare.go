@@ -38,6 +38,9 @@ func prepare(o Options) (s *stage, err error) {
 		return nil, err
 	}
 	s.supervisor = new(launch.Supervisor)
+	if err := s.claim(); err != nil {
+		return nil, err
+	}
 	if s.binary, err = os.Executable(); err != nil {
 		return nil, err
 	}
@@ -73,6 +76,17 @@ func prepare(o Options) (s *stage, err error) {
 	_ = os.Remove(s.fhirSocket())
 	s.configFile = filepath.Join(o.Dir, "ward.yaml")
 	return s, os.WriteFile(s.configFile, []byte(s.config()), 0o600)
+}
+
+// claim keeps a second demonstration out of the folder: it would write its own ports into the first one's config.
+func (s *stage) claim() (err error) {
+	if s.lock, err = os.OpenFile(filepath.Join(s.o.Dir, "up.lock"), os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+		return err
+	}
+	if err := syscall.Flock(int(s.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil { //nolint:gosec // a file descriptor fits
+		return fmt.Errorf("another ward up runs in %s; end it, or use another folder with --dir", s.o.Dir)
+	}
+	return nil
 }
 
 func (s *stage) fhirSocket() string { return filepath.Join(s.run, "fhir.sock") }
@@ -288,5 +302,8 @@ func (s *stage) clean() {
 	}
 	if s.temporary {
 		_ = os.RemoveAll(s.run)
+	}
+	if s.lock != nil {
+		_ = s.lock.Close()
 	}
 }

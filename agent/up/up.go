@@ -19,6 +19,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"go.uber.org/zap"
@@ -134,6 +135,7 @@ type stage struct {
 	run        string // sockets, and as root the binary
 	binary     string
 	temporary  bool
+	lock       *os.File
 
 	log        *zap.Logger
 	listeners  map[string]net.Listener
@@ -279,7 +281,7 @@ func (p *printer) call(l line) {
 	if user == "" {
 		user = "-"
 	}
-	fmt.Fprintf(p.out, "%s %-8s %-9s %-38s %d  %s%s\n", verdict, l.Workload, user, l.Method+" "+l.Path, l.Status, l.Reason, note)
+	fmt.Fprintf(p.out, "%s %-8s %-9s %-46s %d  %s%s\n", verdict, l.Workload, user, l.Method+" "+l.Path, l.Status, l.Reason, note)
 }
 
 func (p *printer) foot(s *stage, took time.Duration) {
