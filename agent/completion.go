@@ -51,8 +51,10 @@ func completions(n *kong.Node, path []string) []completion {
 		}
 	}
 	for _, p := range n.Positional {
-		for v := range p.EnumMap() {
-			c.words = append(c.words, word{v, ""})
+		for _, v := range p.EnumSlice() {
+			if v != "" { // what a positional without an enum has
+				c.words = append(c.words, word{v, ""})
+			}
 		}
 	}
 	return append([]completion{c}, below...)

@@ -20,7 +20,7 @@ import (
 const defaultWorkloadSocket = "/run/ward/agent/workload.sock"
 
 type svidCommand struct {
-	X509   svidX509Command   `cmd:"" help:"The X.509-SVIDs of this process."`
+	X509   svidX509Command   `cmd:"" name:"x509" help:"The X.509-SVIDs of this process."`
 	Bundle svidBundleCommand `cmd:"" help:"The bundles that this process may trust."`
 }
 
