@@ -3,6 +3,7 @@ package api_test
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,7 +27,7 @@ func TestRealProcesses(t *testing.T) {
 	}
 	txn.Commit()
 	path := filepath.Join(t.TempDir(), "workload.sock")
-	stop, err := serveReal(path, db, newAuthority(t))
+	stop, service, err := serveReal(path, db, newAuthority(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,6 +36,25 @@ func TestRealProcesses(t *testing.T) {
 	t.Run("the enrolled program", func(t *testing.T) {
 		if c := start(t, self(t), fetchRole, path, nil); c.first != "spiffe://clinic.test/portal" {
 			t.Error(c.first)
+		}
+	})
+	t.Run("its heir keeps nothing", func(t *testing.T) {
+		c := start(t, self(t), leaveRole, path, nil)
+		pid, err := strconv.Atoi(c.first)
+		if err != nil {
+			t.Fatal(c.first)
+		}
+		defer func() {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil { // it still had the connection open
+				t.Error(err)
+			}
+		}()
+		if n := service.Status()[0].Holders; n < 1 {
+			t.Fatalf("%d holders of the SVID", n)
+		}
+		c.end()
+		for service.Status()[0].Holders > 0 { // an open stream holds its SVID
+			runtime.Gosched()
 		}
 	})
 	t.Run("the same program as another user", func(t *testing.T) {

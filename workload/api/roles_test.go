@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -22,6 +23,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/wardmesh/ward/attest"
@@ -39,6 +42,7 @@ const (
 	roleVariable = "WARD_TEST_ROLE"
 	wardRole     = "ward"  // the whole server; answers `usage` on stdin
 	floorRole    = "floor" // a bare gRPC server that replays a captured answer; likewise
+	leaveRole    = "leave" // a workload that hands its open stream to a child and exits
 	fetchRole    = "fetch" // a workload that asks who it is, prints the answer, and holds the stream until stdin ends
 )
 
@@ -49,6 +53,8 @@ func play(role string) int {
 		err = playServer(serveWard)
 	case floorRole:
 		err = playServer(serveFloor)
+	case leaveRole:
+		err = playLeave()
 	case fetchRole:
 		err = playFetch()
 	default:
@@ -120,43 +126,44 @@ func serveWard(path string) (func(), error) {
 	}
 	txn.Commit()
 	ca := newAuthority(&testing.B{})
-	return serveReal(path, db, ca)
+	stop, _, err := serveReal(path, db, ca)
+	return stop, err
 }
 
-func serveReal(path string, db *memdb.MemDB, ca *authority) (func(), error) {
+func serveReal(path string, db *memdb.MemDB, ca *authority) (stop func(), service *workload.Service, err error) {
 	hashes, err := exe.New(exe.Options{SHA256: true})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	units, err := systemd.New()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	pinner, err := peer.New(peer.Options{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	service, err := workload.NewService(workload.Options{
+	service, err = workload.NewService(workload.Options{
 		Registry: workload.NewRegistry(db), Attestors: []attest.Attestor{unix.Attestor{}, units, hashes}, Issuer: ca, Bundles: ca,
 		Denials: workload.NoDenials{}, Observer: workload.NoObserver{}, Log: zap.NewNop(),
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	server, err := api.New(api.Options{
 		Watcher: service, Registerer: prometheus.NewRegistry(), Limits: api.Limits{RatePerUID: 1e6, ConnsPerUID: 1e6, StreamsPerUID: 1e6, Conns: 1e6},
 		Pin: func(c net.Conn) (workload.Process, error) { return c.(*peer.Conn).Process() },
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	plain, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	l, err := pinner.Listen(plain, func(error) {})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -168,7 +175,7 @@ func serveReal(path string, db *memdb.MemDB, ca *authority) (func(), error) {
 		<-served
 		service.Close()
 		_ = pinner.Close()
-	}, nil
+	}, service, nil
 }
 
 // floor replays one answer.
@@ -231,11 +238,45 @@ func playFetch() error {
 	return nil
 }
 
+// playLeave opens a stream, starts a child that inherits the connection, prints the child's pid, and exits when
+// stdin ends.
+func playLeave() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	plain, err := net.Dial("unix", os.Args[1])
+	if err != nil {
+		return err
+	}
+	file, err := plain.(*net.UnixConn).File()
+	if err != nil {
+		return err
+	}
+	once := make(chan net.Conn, 1)
+	once <- plain
+	dial := func(context.Context, string) (net.Conn, error) { return <-once, nil }
+	conn, err := grpc.NewClient("passthrough:///handed", grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+	if err := first(spiffe.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &spiffe.X509SVIDRequest{})); err != nil {
+		return err
+	}
+	heir := exec.Command("sleep", "60")
+	heir.ExtraFiles = []*os.File{file}
+	if err := heir.Start(); err != nil {
+		return err
+	}
+	fmt.Println(heir.Process.Pid)
+	bufio.NewScanner(os.Stdin).Scan()
+	return nil
+}
+
 // child is the test binary in a role.
 type child struct {
 	t     testing.TB
 	cmd   *exec.Cmd
-	in    interface{ Write([]byte) (int, error) }
+	in    io.WriteCloser
 	out   *bufio.Scanner
 	first string // the first line that it said
 }
@@ -259,10 +300,7 @@ func start(t testing.TB, binary, role, path string, as *syscall.Credential) *chi
 		t.Fatal(err)
 	}
 	c := &child{t: t, cmd: cmd, in: in, out: bufio.NewScanner(out)}
-	t.Cleanup(func() {
-		in.Close()
-		_ = cmd.Wait()
-	})
+	t.Cleanup(c.end)
 	c.first = c.line()
 	return c
 }
@@ -274,6 +312,12 @@ func self(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// end lets the child finish, and waits for it.
+func (c *child) end() {
+	c.in.Close()
+	_ = c.cmd.Wait()
 }
 
 func (c *child) line() string {
