@@ -80,10 +80,11 @@ func (cmd svidX509Command) Run(c *console) error {
 		return cmd.show(c, got)
 	}
 	w := &svidWatcher{c: c, cmd: cmd}
-	if err := client.WatchX509Context(c.ctx, w); err != nil && c.ctx.Err() == nil {
-		return cmd.explain(err)
+	err = client.WatchX509Context(c.ctx, w) // ends with an error, always
+	if c.ctx.Err() != nil {
+		return w.err
 	}
-	return w.err
+	return cmd.explain(err)
 }
 
 type svidWatcher struct {

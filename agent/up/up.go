@@ -105,7 +105,9 @@ func Run(ctx context.Context, o Options) error {
 		if ctx.Err() != nil {
 			break
 		}
-		p.call(s.make(ctx, c, records))
+		if err := p.call(s.make(ctx, c, records)); err != nil {
+			return err
+		}
 	}
 	if cause := context.Cause(ctx); cause != nil && o.Check {
 		return cause
@@ -261,7 +263,7 @@ func (p *printer) head(s *stage) {
 	fmt.Fprintf(p.out, "fhir       %d HL7 resources behind http://%s\n", s.fhir.Len(), serviceName)
 }
 
-func (p *printer) call(l line) {
+func (p *printer) call(l line) error {
 	p.made++
 	if !l.OK {
 		p.failed++
@@ -270,8 +272,7 @@ func (p *printer) call(l line) {
 		p.last = l.id
 	}
 	if p.json {
-		_ = json.NewEncoder(p.out).Encode(l)
-		return
+		return json.NewEncoder(p.out).Encode(l)
 	}
 	verdict, note := "ok  ", ""
 	if !l.OK {
@@ -281,7 +282,8 @@ func (p *printer) call(l line) {
 	if user == "" {
 		user = "-"
 	}
-	fmt.Fprintf(p.out, "%s %-8s %-9s %-46s %d  %s%s\n", verdict, l.Workload, user, l.Method+" "+l.Path, l.Status, l.Reason, note)
+	_, err := fmt.Fprintf(p.out, "%s %-8s %-9s %-46s %d  %s%s\n", verdict, l.Workload, user, l.Method+" "+l.Path, l.Status, l.Reason, note)
+	return err
 }
 
 func (p *printer) foot(s *stage, took time.Duration) {
