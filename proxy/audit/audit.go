@@ -148,6 +148,8 @@ func (o *Options) setDefaults() error {
 		return errors.New("audit: Options.Dir is empty")
 	case !validOrigin(o.Origin):
 		return fmt.Errorf("audit: Options.Origin %q must be one word without plus signs", o.Origin)
+	case o.Key != nil && (o.Key.Signer == nil || o.Key.Verifier == nil):
+		return errors.New("audit: Options.Key needs both a Signer and its Verifier")
 	case o.Logger == nil || o.Registerer == nil:
 		return errors.New("audit: Options.Logger and Options.Registerer must be given")
 	case o.SegmentSize < 0 || o.MinFree < 0 || o.QueueRecords < 0 || o.QueueBytes < 0 || o.CheckpointRecords < 0 ||

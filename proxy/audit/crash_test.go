@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -67,7 +69,7 @@ func TestKilled(t *testing.T) {
 	o := testOptions(t)
 	answered := map[string]bool{}
 	rnd := rand.New(rand.NewPCG(3, 4))
-	torn := 0
+	torn, seen := 0, int64(0)
 	for range kills {
 		child := exec.Command(os.Args[0])
 		child.Env = append(os.Environ(), childDir+"="+o.Dir)
@@ -81,10 +83,11 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		var kill sync.Once
-		left := 1 + rnd.IntN(600)
+		fresh := map[string]bool{}
+		left := 1 + rnd.IntN(150)
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
-			answered[lines.Text()] = true
+			answered[lines.Text()], fresh[lines.Text()] = true, true
 			if left--; left <= 0 {
 				kill.Do(func() { child.Process.Kill() })
 			}
@@ -103,14 +106,24 @@ func TestKilled(t *testing.T) {
 			t.Fatalf("the report is %+v", report)
 		}
 		torn = len(report.Aside)
-		found := map[string]bool{}
-		for _, id := range decisions(t, o.Dir) {
-			found[id] = true
-		}
-		for id := range answered {
-			if !found[id] {
-				t.Fatalf("%s was answered and is not in the log", id)
+		for e, err := range Scan(context.Background(), o.Dir, seen) {
+			if err != nil {
+				t.Fatal(err)
 			}
+			delete(fresh, e.Record.Decision)
+		}
+		if len(fresh) > 0 {
+			t.Fatalf("answered, and not in the log: %v", slices.Collect(maps.Keys(fresh)))
+		}
+		seen = report.Records
+	}
+	found := map[string]bool{}
+	for _, id := range decisions(t, o.Dir) {
+		found[id] = true
+	}
+	for id := range answered {
+		if !found[id] {
+			t.Fatalf("%s was answered and is not in the log", id)
 		}
 	}
 	t.Logf("%d kills, %d answered calls, none lost; %d torn tails moved aside", kills, len(answered), torn)

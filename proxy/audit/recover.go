@@ -125,7 +125,7 @@ func (r *recovery) dropHeadless() error {
 	}
 	defer f.Close()
 	size, _ := f.Seek(0, io.SeekEnd)
-	whole := &reader{segment: s, f: f}
+	whole := &reader{segment: s, src: f}
 	// No line of the file may be whole: one with synced > -1 would say so.
 	if torn, err := whole.torn(&damage{index: -1, sure: d.sure}, -1); err != nil || !torn || r.last.N > s.first {
 		return errors.Join(d.corrupt(s), err)

@@ -378,6 +378,7 @@ func TestOptions(t *testing.T) {
 		"spaces in origin":    func(o *Options) { o.Origin = "a b" },
 		"a plus in origin":    func(o *Options) { o.Origin = "a+b" },
 		"controls in origin":  func(o *Options) { o.Origin = "a\u202eb" },
+		"half a key":          func(o *Options) { o.Key = &Key{} },
 		"no logger":           func(o *Options) { o.Logger = nil },
 		"no registry":         func(o *Options) { o.Registerer = nil },
 		"negative size":       func(o *Options) { o.SegmentSize = -1 },

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -143,7 +144,8 @@ func (d *damage) corrupt(s segment) error { return corrupt(s.path, d.index, d.of
 // reader reads one segment's records in order.
 type reader struct {
 	segment
-	f      *os.File
+	src    io.ReaderAt
+	f      *os.File // src, when it is a file
 	lines  lines
 	header header
 	next   int64 // index of the next record
@@ -156,9 +158,18 @@ func openSegment(s segment) (*reader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
-	r := &reader{segment: s, f: f, lines: lines{r: f}, next: s.first}
-	if err := r.readHeader(); err != nil {
+	r, err := newReader(s, f)
+	if err != nil {
 		f.Close()
+		return nil, err
+	}
+	r.f = f
+	return r, nil
+}
+
+func newReader(s segment, src io.ReaderAt) (*reader, error) {
+	r := &reader{segment: s, src: src, lines: lines{r: src}, next: s.first}
+	if err := r.readHeader(); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -215,7 +226,7 @@ func (r *reader) torn(d *damage, signed int64) (bool, error) {
 	if d.sure || signed > d.index {
 		return false, nil
 	}
-	br := bufio.NewReaderSize(io.NewSectionReader(r.f, d.offset, 1<<62), maxLine)
+	br := bufio.NewReaderSize(io.NewSectionReader(r.src, d.offset, math.MaxInt64-d.offset), maxLine)
 	for {
 		line, err := br.ReadSlice('\n')
 		if err == nil {
