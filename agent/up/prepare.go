@@ -23,59 +23,61 @@ import (
 )
 
 // prepare makes the folder with config and policies, and opens the sockets that need a port.
-func prepare(o Options) (s *stage, err error) {
-	s = &stage{o: o, root: os.Getuid() == 0, listeners: map[string]net.Listener{}, workloads: map[string]*process{}}
-	defer func() {
-		if err != nil {
-			s.clean()
-		}
-	}()
-	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+func prepare(o Options) (*stage, error) {
+	s := &stage{o: o, root: os.Getuid() == 0, listeners: map[string]net.Listener{}, workloads: map[string]*process{}}
+	if err := s.prepare(); err != nil {
+		s.clean()
 		return nil, err
 	}
-	s.o.Dir = o.Dir
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, err
+	return s, nil
+}
+
+func (s *stage) prepare() (err error) {
+	if s.o.Dir, err = filepath.Abs(s.o.Dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.o.Dir, 0o700); err != nil {
+		return err
 	}
 	s.supervisor = new(launch.Supervisor)
 	if err := s.claim(); err != nil {
-		return nil, err
+		return err
 	}
 	if s.binary, err = os.Executable(); err != nil {
-		return nil, err
+		return err
 	}
-	s.run = filepath.Join(o.Dir, "run")
+	s.run = filepath.Join(s.o.Dir, "run")
 	if s.root {
 		if err := s.shareBinary(); err != nil {
-			return nil, err
+			return err
 		}
 	} else if err := os.MkdirAll(s.run, 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	if len(s.fhirSocket()) > 100 { // sun_path holds 108 bytes
-		return nil, fmt.Errorf("%s is too long for sockets; choose another with --dir", o.Dir)
+		return fmt.Errorf("%s is too long for sockets; choose another with --dir", s.o.Dir)
 	}
 	for _, p := range []*string{&s.egress, &s.ingress} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
-			return nil, err
+			return err
 		}
 		*p = l.Addr().String()
 		s.listeners[*p] = l
 	}
 	if s.provide, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-		return nil, err
+		return err
 	}
 	s.issuer = "http://" + s.provide.Addr().String()
-	if s.log, err = logger(filepath.Join(o.Dir, "ward.log")); err != nil {
-		return nil, err
+	if s.log, err = logger(filepath.Join(s.o.Dir, "ward.log")); err != nil {
+		return err
 	}
-	if err := writePolicies(filepath.Join(o.Dir, "policy")); err != nil {
-		return nil, err
+	if err := writePolicies(filepath.Join(s.o.Dir, "policy")); err != nil {
+		return err
 	}
 	_ = os.Remove(s.fhirSocket())
-	s.configFile = filepath.Join(o.Dir, "ward.yaml")
-	return s, os.WriteFile(s.configFile, []byte(s.config()), 0o600)
+	s.configFile = filepath.Join(s.o.Dir, "ward.yaml")
+	return os.WriteFile(s.configFile, []byte(s.config()), 0o600)
 }
 
 // claim keeps a second demonstration out of the folder: it would write its own ports into the first one's config.
