@@ -56,7 +56,8 @@ type Attestor struct {
 	options Options
 	keep    bool // the kernel is one where a file's times can be relied on
 	hashes  *otter.Cache[file, string]
-	turns   attest.Turns
+	looks   attest.Turns // for opening files, which a filesystem of the user's own making may delay
+	turns   attest.Turns // for hashing
 	slots   *semaphore.Weighted
 	flights flights
 }
@@ -95,17 +96,15 @@ func (*Attestor) Name() string { return "exe" }
 // Attest implements attest.Attestor.
 func (a *Attestor) Attest(ctx context.Context, p attest.Process) ([]attest.Selector, error) {
 	var facts []attest.Selector
-	path, err := executablePath(p)
-	if err != nil {
-		return nil, unreadable(err)
+	x, err := a.look(ctx, p)
+	if x.path != "" {
+		facts = append(facts, attest.Selector{Type: attest.ExePath, Value: x.path})
 	}
-	if path != "" {
-		facts = append(facts, attest.Selector{Type: attest.ExePath, Value: path})
+	if err != nil || x.fd < 0 {
+		return facts, unreadable(err)
 	}
-	if !a.options.SHA256 {
-		return facts, nil
-	}
-	sum, err := a.sha256(ctx, p)
+	defer unix.Close(x.fd)
+	sum, err := a.sha256(ctx, p.UID(), x)
 	if err != nil {
 		return facts, unreadable(err)
 	}
@@ -152,32 +151,54 @@ func executablePath(p attest.Process) (path string, err error) {
 	return path, nil
 }
 
-// sha256 is the lower-case hex hash of p's executable, "" when it has none.
-func (a *Attestor) sha256(ctx context.Context, p attest.Process) (string, error) {
+// executable is a process's executable, opened.
+type executable struct {
+	path   string // "" when what lies there is not what runs
+	fd     int    // -1 when it is not to be hashed
+	file   file
+	origin origin
+}
+
+// look finds out everything about the executable but its hash.
+func (a *Attestor) look(ctx context.Context, p attest.Process) (executable, error) {
+	x := executable{fd: -1}
+	done, err := a.looks.Take(ctx, p.UID())
+	if err != nil {
+		return x, err
+	}
+	defer done()
+	if x.path, err = executablePath(p); err != nil || !a.options.SHA256 {
+		return x, err
+	}
 	fd, err := attest.OpenProc(p, "exe", unix.O_RDONLY)
 	if err != nil {
-		return "", err
+		return x, err
 	}
-	defer unix.Close(fd)
-	f, err := stat(fd)
+	if x.file, err = stat(fd); err == nil {
+		x.origin, err = originOf(fd)
+	}
 	if err != nil {
-		return "", err
+		unix.Close(fd)
+		return x, err
 	}
-	if f.size > a.options.MaxBytes {
+	x.fd = fd
+	return x, nil
+}
+
+// sha256 is the lower-case hex hash of the executable that user uid runs, "" when it has none.
+func (a *Attestor) sha256(ctx context.Context, uid uint32, x executable) (string, error) {
+	fd, f := x.fd, x.file
+	if f.size > a.options.MaxBytes || x.origin == untold {
 		return "", nil
 	}
-	origin, err := originOf(fd)
-	if err != nil || origin == untold {
-		return "", err
-	}
-	keep := a.keep && origin == local && !f.young(time.Now())
+	keep := a.keep && x.origin == local && !f.young(time.Now())
 	if keep {
 		if sum, ok := a.hashes.GetIfPresent(f); ok {
 			return sum, nil
 		}
 	}
 	// What follows is long when the file is: its user waits for itself, and others have slots of their own.
-	done, err := a.turns.Take(ctx, p.UID())
+	done, err := a.turns.Take(ctx, uid)
 	if err != nil {
 		return "", err
 	}

@@ -155,16 +155,14 @@ func TestRemembers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd, err := attest.OpenProc(myself{proc: proc}, "exe", unix.O_RDONLY)
+	me := myself{proc: proc}
+	x, err := a.look(t.Context(), me)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
-	f, err := stat(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first, err := a.sha256(t.Context(), myself{proc: proc})
+	defer unix.Close(x.fd)
+	f := x.file
+	first, err := a.sha256(t.Context(), me.UID(), x)
 	if err != nil || len(first) != 64 {
 		t.Fatal(first, err)
 	}
@@ -173,19 +171,15 @@ func TestRemembers(t *testing.T) {
 		t.Error("the hash of a young file is remembered")
 	}
 	for f.young(time.Now()) { // this test may have been built just now
-		if _, err := a.sha256(t.Context(), myself{proc: proc}); err != nil {
+		if _, err := a.sha256(t.Context(), me.UID(), x); err != nil {
 			t.Fatal(err)
 		}
 	}
-	again, err := a.sha256(t.Context(), myself{proc: proc})
+	again, err := a.sha256(t.Context(), me.UID(), x)
 	if err != nil || again != first {
 		t.Fatal(again, err)
 	}
-	origin, err := originOf(fd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if sum, found := a.hashes.GetIfPresent(f); (found && sum == first) != (a.keep && origin == local) {
+	if sum, found := a.hashes.GetIfPresent(f); (found && sum == first) != (a.keep && x.origin == local) {
 		t.Errorf("remembered: %v", found)
 	}
 }

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -28,7 +27,7 @@ func TestParseStat(t *testing.T) {
 			t.Errorf("named %q: %+v, %v", name, got, err)
 		}
 	}
-	for _, bad := range []string{"", "7 sleep S 1", "7 (sleep) S 1 2 3\n", "7 (sleep) SS" + statLine[8:], fmt.Sprintf(statLine, "x")[:60]} {
+	for _, bad := range []string{"", "7 sleep S 1", "7 (sleep) S 1 2 3\n", "7 (sleep) SS" + statLine[8:], "7 (sleep) \x00" + statLine[8:], fmt.Sprintf(statLine, "x")[:60]} {
 		if got, err := parseStat([]byte(bad)); err == nil {
 			t.Errorf("%q is taken for %+v", bad, got)
 		}
@@ -42,7 +41,7 @@ func FuzzParseStat(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, line []byte) {
 		s, err := parseStat(line)
-		if err == nil && (s.state == 0 || s.state == ' ') {
+		if err == nil && !letter(s.state) {
 			t.Errorf("no state in %q", line)
 		}
 	})
@@ -291,10 +290,10 @@ func TestSender(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	for _, sweep := range []int64{-1, int64(maxSweep) + 1} {
-		if p, err := New(Options{Sweep: time.Duration(sweep)}); err == nil {
+	for _, o := range []Options{{Sweep: -1}, {Sweep: maxSweep + 1}, {PerUser: -1}} {
+		if p, err := New(o); err == nil {
 			p.Close()
-			t.Errorf("a sweep of %d ns is taken", sweep)
+			t.Errorf("%+v is taken", o)
 		}
 	}
 }

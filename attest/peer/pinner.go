@@ -21,6 +21,8 @@ var (
 	// ErrPassed: a message on the connection came from another process than the one that connected, or carried
 	// file descriptors.
 	ErrPassed = errors.New("the connection is used by another process than its own")
+	// ErrTooMany: the user of the process has as many connections as one user may have.
+	ErrTooMany = errors.New("the user has too many connections")
 )
 
 // Options of a Pinner. The zero value is what production uses.
@@ -28,6 +30,9 @@ type Options struct {
 	// Sweep is how often each held process is checked for an execve or a change of user; an exit is seen at once.
 	// 0 stands for one second, which is also the most.
 	Sweep time.Duration
+	// PerUser is how many processes of one user may be held at once, one for each connection; 0 stands for 4096.
+	// Each takes four descriptors, which one user must not exhaust for all.
+	PerUser int
 	// Without does without kernel interfaces that may be there, as an older kernel or a process with fewer
 	// privileges has to.
 	Without Missing
@@ -43,7 +48,10 @@ type Missing struct {
 	FileHandles bool // open_by_handle_at(2), needs CAP_DAC_READ_SEARCH
 }
 
-const maxSweep = time.Second
+const (
+	maxSweep       = time.Second
+	defaultPerUser = 4096
+)
 
 // Pinner pins processes and watches those that are held. All its methods may be called at once.
 type Pinner struct {
@@ -57,10 +65,13 @@ type Pinner struct {
 	raw     syscall.RawConn
 	watcher chan struct{} // closed when the watching goroutine has ended
 
+	searching sync.RWMutex // held for reading while groups and diag are in use, for writing to close them
+
 	mu     sync.Mutex
 	next   uint64
 	held   map[uint64]*Process
-	sweep  *time.Timer // runs while anything is held
+	count  map[uint32]int // of held, by user
+	sweep  *time.Timer    // runs while anything is held
 	closed bool
 }
 
@@ -69,8 +80,14 @@ func New(o Options) (*Pinner, error) {
 	if o.Sweep < 0 || o.Sweep > maxSweep {
 		return nil, fmt.Errorf("peer: the sweep interval is %v; it must be between 0 and %v", o.Sweep, maxSweep)
 	}
+	if o.PerUser < 0 {
+		return nil, fmt.Errorf("peer: %d processes per user; it must not be negative", o.PerUser)
+	}
 	if o.Sweep == 0 {
 		o.Sweep = maxSweep
+	}
+	if o.PerUser == 0 {
+		o.PerUser = defaultPerUser
 	}
 	// Through a /proc of another pid namespace every pid would name somebody else.
 	if self, err := os.Readlink("/proc/self"); err != nil {
@@ -78,7 +95,7 @@ func New(o Options) (*Pinner, error) {
 	} else if self != strconv.Itoa(os.Getpid()) {
 		return nil, errors.New("peer: the /proc mounted here belongs to another pid namespace; mount this one's")
 	}
-	p := &Pinner{options: o, held: make(map[uint64]*Process), watcher: make(chan struct{})}
+	p := &Pinner{options: o, held: make(map[uint64]*Process), count: make(map[uint32]int), watcher: make(chan struct{})}
 	var err error
 	if p.users, err = loadUsers(); err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
@@ -119,18 +136,30 @@ func (p *Pinner) openEpoll() error {
 // Close ends every held process with ErrClosed and stops the watching.
 func (p *Pinner) Close() error {
 	p.mu.Lock()
+	closed := p.closed
 	p.closed = true
 	held := p.snapshot()
 	p.mu.Unlock()
+	if closed {
+		return nil
+	}
 	p.sweep.Stop()
 	for _, process := range held {
 		_ = process.Close()
 	}
 	err := p.epoll.Close()
 	<-p.watcher
+	p.searching.Lock()
+	defer p.searching.Unlock()
 	p.groups.close()
 	p.diag.close()
 	return err
+}
+
+func (p *Pinner) isClosed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
 }
 
 // hold starts watching process.
@@ -140,6 +169,9 @@ func (p *Pinner) hold(process *Process) error {
 	if p.closed {
 		return ErrClosed
 	}
+	if p.count[process.uid] >= p.options.PerUser {
+		return fmt.Errorf("%w: uid %d has %d", ErrTooMany, process.uid, p.options.PerUser)
+	}
 	p.next++
 	process.id = p.next
 	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(process.id), Pad: int32(process.id >> 32)}
@@ -148,6 +180,7 @@ func (p *Pinner) hold(process *Process) error {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	p.held[process.id] = process
+	p.count[process.uid]++
 	if len(p.held) == 1 {
 		p.sweep.Reset(p.options.Sweep)
 	}
@@ -162,6 +195,9 @@ func (p *Pinner) forget(process *Process) {
 		return
 	}
 	delete(p.held, process.id)
+	if p.count[process.uid]--; p.count[process.uid] == 0 {
+		delete(p.count, process.uid)
+	}
 	_ = p.epollCtl(unix.EPOLL_CTL_DEL, process.pidfd, nil) // fails only when the pinner is closed
 	if len(p.held) == 0 {
 		p.sweep.Stop()

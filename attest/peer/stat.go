@@ -32,7 +32,7 @@ func parseStat(line []byte) (stat, error) {
 		var to *uint64
 		switch field {
 		case 3:
-			if len(word) != 1 {
+			if len(word) != 1 || !letter(word[0]) {
 				return stat{}, errStat
 			}
 			s.state = word[0]
@@ -67,6 +67,8 @@ func parseStat(line []byte) (stat, error) {
 	}
 	return s, nil
 }
+
+func letter(c byte) bool { return c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' }
 
 // decimal parses an unsigned decimal number without allocating.
 func decimal(word []byte) (uint64, bool) {

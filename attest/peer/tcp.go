@@ -34,6 +34,11 @@ func (p *Pinner) TCP(ctx context.Context, conn *net.TCPConn) (*Process, error) {
 // TCPTo is TCP for a connection that was redirected here: original is the address that the peer dialled. The
 // zero AddrPort stands for the address where conn was accepted.
 func (p *Pinner) TCPTo(ctx context.Context, conn *net.TCPConn, original netip.AddrPort) (*Process, error) {
+	p.searching.RLock()
+	defer p.searching.RUnlock()
+	if p.isClosed() {
+		return nil, ErrClosed
+	}
 	q, err := p.question(conn, original)
 	if err != nil {
 		return nil, err
