@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"go.uber.org/zap"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -41,7 +40,8 @@ type recovery struct {
 	signed   bool  // there is a last checkpoint
 	redo     int64 // offset in the last segment after which no checkpoint vouches for the disk
 	size     int64 // of the last segment
-	torn     int64
+	tidy     []func() error
+	torn     int64 // bytes moved aside
 }
 
 func recoverLog(ctx context.Context, o Options) (*state, error) {
@@ -99,12 +99,12 @@ func (r *recovery) readCheckpoints() error {
 	case r.signed && r.last.N > 0 && len(r.segments) == 0:
 		return corrupt(filepath.Join(r.Dir, segmentName(0)), 0, 0, "%d records are signed, but there is no segment", r.last.N)
 	case info != nil && info.Size() > end:
-		return r.moveTail(path, end, info.Size())
+		r.tidy = append(r.tidy, func() error { return r.moveTail(path, end, info.Size()) })
 	}
 	return nil
 }
 
-// dropHeadless moves the last segment aside when its making was interrupted: its header is durable before any record.
+// dropHeadless sets the last segment aside when its making was interrupted: its header is durable before any record.
 func (r *recovery) dropHeadless() error {
 	if len(r.segments) == 0 {
 		return nil
@@ -124,24 +124,23 @@ func (r *recovery) dropHeadless() error {
 		return fmt.Errorf("audit: %w", err)
 	}
 	defer f.Close()
-	size, _ := f.Seek(0, io.SeekEnd)
-	whole := &reader{segment: s, src: f}
 	// No line of the file may be whole: one with synced > -1 would say so.
-	if torn, err := whole.torn(&damage{index: -1, sure: d.sure}, -1); err != nil || !torn || r.last.N > s.first {
+	whole := &reader{segment: s, src: f}
+	torn, err := whole.torn(&damage{index: -1, sure: d.sure}, -1)
+	if err != nil || !torn || r.last.N > s.first || r.last.N > 0 && len(r.segments) == 1 {
 		return errors.Join(d.corrupt(s), err)
 	}
-	aside := tornName(s.path, time.Now())
-	if err := os.Rename(s.path, aside); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	if err := r.FS.SyncDir(r.Dir); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	r.torn += size
-	r.Logger.Warn("moved an unfinished audit segment aside", zap.String("file", aside), zap.Int64("bytes", size))
+	r.tidy = append(r.tidy, func() error { return r.moveFile(s.path) })
 	r.segments = r.segments[:len(r.segments)-1]
-	if len(r.segments) == 0 && r.last.N > 0 {
-		return corrupt(s.path, 0, 0, "%d records are signed, but there is no segment", r.last.N)
+	return nil
+}
+
+// setAside moves aside what interrupted writes left. It comes after all proof: a damaged log stays as it is.
+func (r *recovery) setAside() error {
+	for _, move := range r.tidy {
+		if err := move(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -300,6 +299,9 @@ func (r *recovery) wrongRoot() error {
 
 // resume makes the log as it was proved to be the log that is appended to.
 func (r *recovery) resume(t *tree) (*state, error) {
+	if err := r.setAside(); err != nil {
+		return nil, err
+	}
 	s := r.segments[len(r.segments)-1]
 	info, err := os.Stat(s.path)
 	if err != nil {
@@ -349,6 +351,9 @@ func (r *recovery) resume(t *tree) (*state, error) {
 // begin makes a new log: first a checkpoint over nothing, so that a log without checkpoints is never a good one, then
 // the first segment.
 func (r *recovery) begin() (*state, error) {
+	if err := r.setAside(); err != nil {
+		return nil, err
+	}
 	file, err := openHashes(filepath.Join(r.Dir, hashesName), os.O_TRUNC, r.mode)
 	if err != nil {
 		return nil, err
@@ -393,64 +398,4 @@ func (r *recovery) openCheckpoints(create bool) (*appender, error) {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
 	return openAppender(r.FS, path, info.Size())
-}
-
-func tornName(path string, at time.Time) string {
-	return path + tornMark + at.UTC().Format("20060102T150405.000000000Z")
-}
-
-// moveTail copies path's bytes from offset on into a file of their own, durably, and only then cuts them off.
-func (r *recovery) moveTail(path string, offset, size int64) error {
-	src, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	defer src.Close()
-	aside := tornName(path, time.Now())
-	dst, err := os.OpenFile(aside, os.O_WRONLY|os.O_CREATE|os.O_EXCL, r.mode)
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	defer dst.Close()
-	if _, err := io.Copy(dst, io.NewSectionReader(src, offset, size-offset)); err != nil {
-		return fmt.Errorf("audit: moving a torn tail aside: %w", err)
-	}
-	if err := dst.Sync(); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	if err := r.FS.SyncDir(r.Dir); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	if err := src.Truncate(offset); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	if err := src.Sync(); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	r.torn += size - offset
-	r.Logger.Warn("moved what an interrupted write left aside", zap.String("file", aside), zap.Int64("bytes", size-offset))
-	return nil
-}
-
-// rewrite writes the bytes of path in [from, to) once more and syncs them. The process before may have ended with a
-// failed fdatasync; then these pages can be in memory, marked clean, and nowhere else. The bytes stay the same.
-func rewrite(path string, from, to int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	defer f.Close()
-	for buf := make([]byte, min(1<<20, max(0, to-from))); from < to; from += int64(len(buf)) {
-		buf = buf[:min(int64(len(buf)), to-from)]
-		if _, err := f.ReadAt(buf, from); err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
-		if _, err := f.WriteAt(buf, from); err != nil {
-			return fmt.Errorf("audit: %w", err)
-		}
-	}
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("audit: %w", err)
-	}
-	return nil
 }

@@ -160,6 +160,11 @@ func TestOpenRefuses(t *testing.T) {
 	}{
 		{"a segment in the middle is missing", func(all map[string]string) { delete(all, second) }, segmentName(0), "ends before record"},
 		{"the first segment is missing", func(all map[string]string) { delete(all, segmentName(0)) }, segmentName(0), "is missing"},
+		{"damage, and torn ends besides", func(all map[string]string) {
+			delete(all, second)
+			all[checkpointsName] += "{half"
+			all[segmentName(20)] = "{half"
+		}, segmentName(0), "ends before record"},
 		{"the last segment is missing", func(all map[string]string) { delete(all, last) }, "", "are signed"},
 		{"all segments are missing", func(all map[string]string) {
 			for _, s := range segments {

@@ -197,11 +197,8 @@ func (c *cursor) open() (Entry, error) {
 	for i >= 0 && segments[i].first > c.next {
 		i--
 	}
-	if i < 0 || c.done && segments[i].first == c.last {
+	if i < 0 || c.done && segments[i].first == c.last && i < len(segments)-1 {
 		// What should hold the record is not there, or was read to its end without it.
-		if i == len(segments)-1 {
-			return Entry{}, io.EOF
-		}
 		e := Entry{Index: c.next, Lost: segments[i+1].first - c.next}
 		c.next = segments[i+1].first
 		return e, nil
