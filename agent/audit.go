@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/proxy/audit"
 )
 
@@ -33,6 +34,7 @@ type auditTailCommand struct {
 	auditDir
 	Last   int64 `short:"n" default:"20" help:"How many of the latest records."`
 	Follow bool  `short:"f" help:"Go on with records as they come, until Ctrl-C."`
+	All    bool  `short:"a" help:"Also show intents, and what the callers' side recorded of calls that the service's side decided."`
 	JSON   bool  `help:"One JSON object per record, schema ward.audit/1."`
 }
 
@@ -41,7 +43,11 @@ func (cmd auditTailCommand) Run(c *console) error {
 	if err != nil {
 		return err
 	}
-	err = audit.Tail(c.ctx, dir, audit.TailOptions{Last: cmd.Last, Follow: cmd.Follow}, func(e audit.Entry) error {
+	last := cmd.Last
+	if !cmd.All && !cmd.JSON {
+		last *= 3 // a call leaves an intent, an outcome and the callers' side's record
+	}
+	err = audit.Tail(c.ctx, dir, audit.TailOptions{Last: last, Follow: cmd.Follow}, func(e audit.Entry) error {
 		switch {
 		case e.Lost > 0:
 			_, err := fmt.Fprintln(c.err, audit.LostLine(e))
@@ -49,6 +55,8 @@ func (cmd auditTailCommand) Run(c *console) error {
 		case cmd.JSON:
 			_, err := fmt.Fprintf(c.out, "%s\n", e.JSON)
 			return err
+		case !cmd.All && (e.Record.Stage == proxy.StageIntent || e.Record.Stage == proxy.StageEgress):
+			return nil
 		}
 		_, err := fmt.Fprintln(c.out, audit.Line(e.Record, audit.LineOptions{}))
 		return err
