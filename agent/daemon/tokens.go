@@ -3,6 +3,7 @@ package daemon
 import (
 	"crypto/x509"
 	"fmt"
+	"net/url"
 	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -15,14 +16,10 @@ import (
 
 // newTokens makes the verifier of the configured issuers' tokens.
 func newTokens(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (*token.Verifier, error) {
-	var bases []string
-	for _, s := range cfg.Services {
-		bases = append(bases, "http://"+s.Name+s.Base)
-	}
 	var issuers []token.Issuer
 	for _, t := range cfg.Tokens {
 		i := token.Issuer{Issuer: t.Issuer, Audience: t.Audience, Algorithms: t.Algorithms, Discovery: t.Discovery, JWKSURI: t.JWKSURI,
-			JWKSFile: t.JWKSFile, Types: t.Types, Leeway: t.Leeway, FHIRBases: append(bases, t.Audience...),
+			JWKSFile: t.JWKSFile, Types: t.Types, Leeway: t.Leeway, FHIRBases: fhirBases(cfg, t),
 			Claims: token.Claims{Roles: t.Claims.Roles, Purpose: t.Claims.Purpose, Name: t.Claims.Name, Patient: t.Claims.Patient, FHIRUser: t.Claims.FHIRUser}}
 		if t.CAFile != "" {
 			pem, err := os.ReadFile(t.CAFile)
@@ -37,6 +34,22 @@ func newTokens(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (
 		issuers = append(issuers, i)
 	}
 	return token.New(token.Options{Issuers: issuers, Logger: log, Registerer: reg})
+}
+
+// fhirBases are the URLs below which an issuer's fhirUser is ours: the services' own, and the audiences that are URLs,
+// because SMART apps name the FHIR server there as the issuer knows it. Other audiences are mere names.
+func fhirBases(cfg *config.Config, t config.Issuer) []string {
+	var out []string
+	for _, s := range cfg.Services {
+		out = append(out, "http://"+s.Name+s.Base)
+	}
+	for _, a := range t.Audience {
+		u, err := url.Parse(a)
+		if err == nil && (u.Scheme == "https" || u.Scheme == "http") && u.Host != "" && u.User == nil && u.RawQuery == "" && u.Fragment == "" {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // newBindings makes the map of which workloads may carry which client's tokens.

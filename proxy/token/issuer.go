@@ -30,7 +30,6 @@ const (
 
 // What Issuer means when it does not say.
 const (
-	DefaultLeeway   = 30 * time.Second
 	DefaultRefresh  = 5 * time.Minute
 	DefaultCoolDown = 10 * time.Second
 	DefaultKeyAge   = 6 * time.Hour
@@ -55,7 +54,7 @@ type Issuer struct {
 
 	// Types are the values of the typ header parameter that are accepted, none meaning TypeAccessToken alone.
 	Types  []string
-	Leeway time.Duration // how far clocks may differ: at most a minute; 0 is DefaultLeeway
+	Leeway time.Duration // how far clocks may differ: at most a minute; 0 allows no difference
 	Claims Claims
 	// FHIRBases are the absolute URLs under which our FHIR service is known to the issuer: a fhirUser claim
 	// below one of them is ours.
@@ -134,7 +133,7 @@ func newIssuer(c Issuer, o Options) (*issuer, error) {
 			fault("%s: %s is not between %s and %s", name, *d, least, most)
 		}
 	}
-	set("leeway", &is.Leeway, DefaultLeeway, 0, maxLeeway)
+	set("leeway", &is.Leeway, 0, 0, maxLeeway)
 	set("refresh", &is.Refresh, DefaultRefresh, time.Second, time.Hour)
 	set("cool-down", &is.CoolDown, DefaultCoolDown, time.Second, time.Hour)
 	set("max key age", &is.MaxKeyAge, DefaultKeyAge, is.Refresh, 7*24*time.Hour)

@@ -31,8 +31,35 @@ func localIssuer(t testing.TB, keys ...signer) Issuer {
 	}
 	return Issuer{
 		Issuer: local, Audience: []string{audience, "other"}, JWKSFile: name,
-		FHIRBases: []string{audience},
-		Claims:    Claims{Roles: "realm_access.roles", Purpose: "purpose_of_use"},
+		FHIRBases: []string{audience}, Leeway: 30 * time.Second,
+		Claims: Claims{Roles: "realm_access.roles", Purpose: "purpose_of_use"},
+	}
+}
+
+// The zero leeway is the strictest, and says so: a token ends when it ends.
+func TestVerifyWithoutLeeway(t *testing.T) {
+	is := localIssuer(t, keyOf("es256"))
+	is.Leeway = 0
+	v := stopped(t, Options{}, is)
+	now := time.Now().Truncate(time.Second)
+	for _, tt := range []struct {
+		name  string
+		age   time.Duration // of a token that is valid for five minutes
+		cause proxy.Cause
+	}{
+		{"issued this second", 0, ""},
+		{"just before its end", 5*time.Minute - 2*time.Second, ""},
+		{"at its end", 5 * time.Minute, proxy.CauseTokenExpired},
+		{"a second after", 5*time.Minute + time.Second, proxy.CauseTokenExpired},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := v.Verify(t.Context(), keyOf("es256").token(local, now.Add(-tt.age)))
+			if tt.cause != "" {
+				wantRefusal(t, err, tt.cause)
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
