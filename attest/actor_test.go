@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ import (
 )
 
 const (
+	inside       = "WARD_TEST_INSIDE"     // set: this process runs one test, in the namespaces that it needs
 	actorEnv     = "WARD_TEST_ACTOR"      // set: this process is an actor
 	actorConnEnv = "WARD_TEST_ACTOR_CONN" // the descriptor of its connection, inherited
 	actorPassEnv = "WARD_TEST_ACTOR_PASS" // the descriptor over which its parent passes descriptors
@@ -356,7 +358,7 @@ func copyProgram(t testing.TB, name string) string {
 
 func rootOnly(t testing.TB, what string) {
 	t.Helper()
-	if os.Geteuid() != 0 {
+	if os.Geteuid() != 0 && os.Getenv(inside) == "" {
 		t.Skipf("SKIPPED: needs root, to %s", what)
 	}
 }
@@ -365,7 +367,6 @@ func rootOnly(t testing.TB, what string) {
 // whether this is that process. When it is not, it has waited for it.
 func inNamespaces(t *testing.T, change func(*exec.Cmd)) bool {
 	t.Helper()
-	const inside = "WARD_TEST_INSIDE"
 	if os.Getenv(inside) != "" {
 		return true
 	}
@@ -373,7 +374,7 @@ func inNamespaces(t *testing.T, change func(*exec.Cmd)) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^"+strings.ReplaceAll(regexp.QuoteMeta(strings.ReplaceAll(t.Name(), " ", "_")), "/", "$/^")+"$", "-test.v")
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.WaitDelay = 10 * time.Second
 	change(cmd)
@@ -381,6 +382,9 @@ func inNamespaces(t *testing.T, change func(*exec.Cmd)) bool {
 	t.Logf("inside:\n%s", out)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(string(out), "--- PASS: "+strings.ReplaceAll(t.Name(), " ", "_")+" ") {
+		t.Fatal("nothing was tested inside")
 	}
 	return false
 }

@@ -588,7 +588,7 @@ func TestAttackExitRace(t *testing.T) {
 // A name that is a unit's, in a cgroup that a user may make; and a socket that changes its cgroup.
 func TestAttackUnitSpoof(t *testing.T) {
 	rootOnly(t, "make cgroups and a cgroup namespace")
-	if os.Getenv("WARD_TEST_INSIDE") == "" {
+	if os.Getenv(inside) == "" {
 		root, err := attest.Cgroup2Mount()
 		if err != nil {
 			t.Skipf("SKIPPED: needs cgroup2: %v", err)

@@ -22,7 +22,7 @@ var ErrNotAttributable = errors.New("the connection cannot be attributed to one 
 //   - a peer that is not on loopback, or whose socket is in another network namespace;
 //   - a connection that is not established at both ends, ours being asked after the peer's: otherwise the peer
 //     may have reset it, and its addresses may belong to another connection by now;
-//   - a socket that no process holds any more: for those the kernel reports uid 0;
+//   - a socket that no process holds any more: in TIME_WAIT the kernel reports uid 0 for it;
 //   - a socket that is held by a process of another user, or in another cgroup, than created it.
 //
 // When several processes hold the socket, the one that was started first is returned, and attest.Run attests
@@ -107,7 +107,7 @@ func (p *Pinner) clientSocket(q question) (tcpSocket, error) {
 	if s.state != tcpEstablished {
 		return s, fmt.Errorf("%w: its peer's end is in TCP state %d, not established", ErrNotAttributable, s.state)
 	}
-	// TIME_WAIT and orphaned sockets have no inode, and uid 0.
+	// TIME_WAIT and orphaned sockets have no inode; the uid of some reads 0.
 	if s.inode == 0 {
 		return s, fmt.Errorf("%w: no process holds its peer's end", ErrNotAttributable)
 	}
