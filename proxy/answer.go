@@ -1,9 +1,7 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
-	"io"
 	"strings"
 
 	"github.com/wardmesh/ward/proxy/fhir"
@@ -38,6 +36,7 @@ var faults = map[Cause]fault{
 	CauseMethod:         {405, fhir.IssueNotSupported, "FHIR has no such method here.", "", ""},
 	CauseUnsupported:    {501, fhir.IssueNotSupported, "This FHIR request cannot be decided on here.", "", ""},
 	CauseMedia:          {415, fhir.IssueNotSupported, "Only FHIR JSON in UTF-8 is read here.", "", ""},
+	CauseHeadTooLarge:   {431, fhir.IssueTooLong, "The request's head is too large.", "", ""},
 	CauseTooLarge:       {413, fhir.IssueTooLong, "The body is too large.", "", ""},
 	CauseInvalid:        {422, fhir.IssueInvalid, "The body is not a valid resource.", "", ""},
 	CauseHeaders:        {400, fhir.IssueStructure, "A header field must not be there.", "", ""},
@@ -75,15 +74,16 @@ func Fault(err error, decision string) *wire.Response {
 	if !errors.As(err, &r) {
 		r = Refuse(CauseInternal, "%w", err)
 	}
-	f, ok := faults[r.Cause]
+	cause := r.Cause
+	f, ok := faults[cause]
 	if !ok {
-		f = faults[CauseInternal]
+		cause, f = CauseInternal, faults[CauseInternal]
 	}
 	text, hint := f.text, f.hint
 	// What is wrong with the form of a request is the client's own, and it can mend it: package fhir's texts name
 	// places, never content.
 	var fe *fhir.Error
-	if errors.As(err, &fe) && fe.Class != fhir.Outside {
+	if errors.As(err, &fe) && fe.Class != fhir.Outside && cause != CauseInternal {
 		text += " " + sentence(fe.Error())
 	}
 	if strings.HasSuffix(hint, "explain ") {
@@ -104,7 +104,17 @@ func Fault(err error, decision string) *wire.Response {
 		h = append(h, wire.Field{Name: "Allow", Value: "GET, HEAD, POST, PUT, DELETE"}) // RFC 9110 §15.5.6
 	}
 	body := fhir.Outcome(fhir.SeverityError, f.issue, text, strings.TrimSpace("Decision "+decision+". "+hint))
-	return &wire.Response{Status: f.status, Header: h, Body: io.NopCloser(bytes.NewReader(body)), Length: int64(len(body))}
+	return &wire.Response{Status: f.status, Header: h, Body: newBytes(body), Length: int64(len(body)), Close: ends(cause, f.status)}
+}
+
+// ends reports whether a connection goes no further after this refusal: where what follows on it may not be what it
+// seems, and where it no longer belongs to the process that opened it.
+func ends(c Cause, status int) bool {
+	switch status {
+	case 400, 408, 413, 431:
+		return true
+	}
+	return c == CausePeerChanged
 }
 
 // statusCause is the cause behind an engine's verdict on bytes that are not acceptable HTTP.
@@ -114,6 +124,10 @@ func statusCause(status int) Cause {
 		return CauseTimeout
 	case 413:
 		return CauseTooLarge
+	case 431:
+		return CauseHeadTooLarge
+	case 501: // a transfer coding or a method that the engine does not know
+		return CauseUnsupported
 	}
 	return CauseMalformed
 }

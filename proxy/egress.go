@@ -34,7 +34,7 @@ func NewEgress(o EgressOptions) *Egress { return &Egress{o} }
 // for, except when it is the one who answers.
 func (e *Egress) Serve(x *wire.Exchange) {
 	c := e.receive(x)
-	defer c.cancel()
+	defer c.end()
 	for _, step := range [...]func() error{
 		c.attest,  // which workload is this process, still?
 		c.route,   // which service does the name mean?
@@ -73,6 +73,8 @@ func (e *Egress) receive(x *wire.Exchange) *outbound {
 	c.ctx = x.Context()
 	return c
 }
+
+func (c *outbound) end() { c.cancel() }
 
 func (c *outbound) attest() error {
 	c.local = c.x.Conn.(*Local)
@@ -168,7 +170,7 @@ func (c *outbound) permit() error {
 
 func (c *outbound) rebuild() error {
 	r := &c.x.Request
-	if err := checkConnection(r.Header); err != nil {
+	if err := checkHop(r.Header); err != nil {
 		return err
 	}
 	h := append(passOn(r.Header), wire.Field{Name: HeaderDecision, Value: c.decision})
@@ -178,6 +180,9 @@ func (c *outbound) rebuild() error {
 
 func (c *outbound) forward() error {
 	c.ctx, c.cancel = context.WithTimeout(c.ctx, c.service.MaxExchange)
+	if end, ok := c.ctx.Deadline(); ok {
+		c.x.Until(end)
+	}
 	client, err := c.Pool.Client(c.caller, c.service)
 	if err != nil {
 		return err

@@ -41,6 +41,7 @@ const (
 	CauseMethod          Cause = "method"           // FHIR has no such method here
 	CauseUnsupported     Cause = "unsupported"      // FHIR that Ward cannot decide on
 	CauseMedia           Cause = "media-type"       // a format that Ward does not read
+	CauseHeadTooLarge    Cause = "head-too-large"   // the request's head exceeds the limit
 	CauseTooLarge        Cause = "too-large"        // the body exceeds the limit
 	CauseInvalid         Cause = "invalid"          // the body is not a valid resource
 	CauseHeaders         Cause = "headers"          // a header field that must not be there
@@ -75,7 +76,28 @@ func FromFHIR(err error) *Refusal {
 	if !errors.As(err, &e) {
 		return Refuse(CauseInternal, "%w", err)
 	}
-	c := map[fhir.Class]Cause{fhir.Malformed: CauseMalformed, fhir.Unsupported: CauseUnsupported, fhir.Media: CauseMedia,
-		fhir.TooLarge: CauseTooLarge, fhir.Invalid: CauseInvalid, fhir.Outside: CausePatient, fhir.Method: CauseMethod}[e.Class]
-	return &Refusal{Cause: c, Detail: e.Error(), Err: err}
+	return &Refusal{Cause: fhirCause(e), Detail: e.Error(), Err: err}
+}
+
+func fhirCause(e *fhir.Error) Cause {
+	switch e.Class {
+	case fhir.Malformed:
+		if e.Expression == "access_token" { // RFC 6750 §2.3: a token in the query
+			return CauseTokenMalformed
+		}
+		return CauseMalformed
+	case fhir.Unsupported:
+		return CauseUnsupported
+	case fhir.Media:
+		return CauseMedia
+	case fhir.TooLarge:
+		return CauseTooLarge
+	case fhir.Invalid:
+		return CauseInvalid
+	case fhir.Outside:
+		return CausePatient
+	case fhir.Method:
+		return CauseMethod
+	}
+	return CauseInternal
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/wardmesh/ward/proxy/fhir"
@@ -30,7 +32,7 @@ func spelling(name string) string {
 // request than the one that was decided on. Nobody but a ward may set these.
 func claimsIdentity(name string) bool {
 	n := spelling(name)
-	for _, p := range [...]string{"ward-", "x-forwarded-", "x-authorization-", "x-patient", "x-user", "x-remote-", "x-client-",
+	for _, p := range [...]string{"ward-", "x-forwarded", "x-authorization-", "x-patient", "x-user", "x-remote-", "x-client-",
 		"x-ssl-", "ssl-client", "x-auth-", "x-original-", "x-rewrite-", "x-envoy-", "x-amzn-", "x-ms-client-", "workload-identity", "workload-proof"} {
 		if strings.HasPrefix(n, p) {
 			return true
@@ -57,33 +59,53 @@ func connectionNames(h wire.Header) []string {
 	return out
 }
 
-// checkConnection refuses a Connection field that asks for the removal of what decides the call. A hop that obeyed
-// would forward another request than the one it authenticated.
-func checkConnection(h wire.Header) error {
+// checkHop refuses the fields by which a client would change what a hop makes of its request: Connection fields that ask
+// for the removal of what decides the call (a hop that obeyed would forward another request than the one it
+// authenticated), and every Upgrade (what came after it would be decided on by nobody).
+func checkHop(h wire.Header) error {
 	for _, n := range connectionNames(h) {
-		s := spelling(n)
-		if s == "authorization" || s == "host" || s == "content-type" || s == "content-length" || claimsIdentity(n) {
-			return Refuse(CauseHeaders, "the Connection field names %q", s)
+		if s := spelling(n); decides(s) || claimsIdentity(n) {
+			return misplaced("Connection", "it names a field that every hop needs", "the Connection field names "+strconv.Quote(s))
 		}
+	}
+	if v := h.Values("Upgrade"); len(v) > 0 {
+		return misplaced("Upgrade", "there is no other protocol here than HTTP/1.1", "the request asks for an upgrade")
 	}
 	return nil
 }
 
-// passOn gives the fields of h that egress forwards: all but the hop's own, those that Connection names, and those
-// that claim an identity. Names that are not RFC 9110 tokens do not reach this far.
-func passOn(h wire.Header) wire.Header {
-	named := map[string]bool{}
+// decides reports whether a field, spelled as spelling does, can make another request of a request.
+func decides(s string) bool {
+	return s == "authorization" || s == "host" || s == "prefer" || strings.HasPrefix(s, "content-") || strings.HasPrefix(s, "if-")
+}
+
+// misplaced refuses a field; text, but not detail, is told to the caller.
+func misplaced(name, text, detail string) error {
+	return &Refusal{Cause: CauseHeaders, Detail: detail, Err: &fhir.Error{Class: fhir.Malformed, Text: text, Expression: name}}
+}
+
+// endToEnd gives the fields of h that are not the hop's own: neither such by name nor by a Connection field.
+func endToEnd(h wire.Header) wire.Header {
+	var named map[string]bool
 	for _, n := range connectionNames(h) {
+		if named == nil {
+			named = map[string]bool{}
+		}
 		named[spelling(n)] = true
 	}
 	out := make(wire.Header, 0, len(h)+1)
 	for _, f := range h {
-		if wire.HopByHop(f.Name) || named[spelling(f.Name)] || claimsIdentity(f.Name) {
-			continue
+		if !wire.HopByHop(f.Name) && !named[spelling(f.Name)] {
+			out = append(out, f)
 		}
-		out = append(out, f)
 	}
 	return out
+}
+
+// passOn gives the fields of h that egress forwards: those that are end to end and claim no identity. Names that are
+// not RFC 9110 tokens do not reach this far.
+func passOn(h wire.Header) wire.Header {
+	return slices.DeleteFunc(endToEnd(h), func(f wire.Field) bool { return claimsIdentity(f.Name) })
 }
 
 // upstreamHeader builds what the FHIR server gets. It is an allow-list: FHIR servers act on fields that no gateway
@@ -107,7 +129,7 @@ func upstreamHeader(f *Facts, in fhir.Interaction, h wire.Header, client *x509.C
 		add("If-None-Match", h.Get("If-None-Match"))
 		add("If-Modified-Since", h.Get("If-Modified-Since"))
 	}
-	add("Prefer", prefer(h.Values("Prefer")))
+	add("Prefer", prefer(in.Kind, h.Values("Prefer")))
 	switch {
 	case in.Form:
 		add("Content-Type", "application/x-www-form-urlencoded")
@@ -128,15 +150,21 @@ func upstreamHeader(f *Facts, in fhir.Interaction, h wire.Header, client *x509.C
 	return out
 }
 
-// prefer keeps the preferences that change only the form of the answer (R4 http.html#ops), never
-// respond-async, which would change the interaction.
-func prefer(values []string) string {
+// prefer keeps the preferences that change only the form of the answer (R4 http.html#ops), never respond-async, which
+// would change the interaction. A search is always strict (R4 search.html#errors): a server that ignores a parameter
+// which it does not know answers more than was asked for and decided on.
+func prefer(kind fhir.Kind, values []string) string {
 	var keep []string
+	if kind == fhir.Search {
+		keep = append(keep, "handling=strict")
+	}
 	for _, v := range values {
 		for p := range strings.SplitSeq(v, ",") {
 			switch p = strings.TrimSpace(p); p {
-			case "return=minimal", "return=representation", "return=OperationOutcome", "handling=strict", "handling=lenient":
-				keep = append(keep, p)
+			case "return=minimal", "return=representation", "return=OperationOutcome", "handling=strict":
+				if !slices.Contains(keep, p) {
+					keep = append(keep, p)
+				}
 			}
 		}
 	}

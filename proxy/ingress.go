@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"errors"
-	"io"
 	"time"
 
 	"github.com/wardmesh/ward/proxy/fhir"
@@ -100,6 +99,9 @@ func (in *Ingress) receive(x *wire.Exchange) *inbound {
 	now := in.Now()
 	c := &inbound{Ingress: in, x: x, facts: Facts{Decision: NewDecisionID(now), Received: now, Service: in.Service.Name}}
 	c.ctx, c.cancel = context.WithTimeout(x.Context(), in.Service.MaxExchange)
+	if end, ok := c.ctx.Deadline(); ok {
+		x.Until(end)
+	}
 	return c
 }
 
@@ -135,7 +137,11 @@ func (c *inbound) admit() error {
 	if !c.Service.MayCall(c.facts.Caller) {
 		return Refuse(CauseNotACaller, "%s is not among the callers of %s", c.facts.Caller, c.Service.Name)
 	}
-	return checkConnection(c.x.Request.Header)
+	if err := checkHop(c.x.Request.Header); err != nil {
+		return err
+	}
+	c.x.Request.Header = endToEnd(c.x.Request.Header) // all that later steps and the FHIR server get to see
+	return nil
 }
 
 func (c *inbound) understand() error {
@@ -167,76 +173,6 @@ func (c *inbound) user() error {
 }
 
 func (c *inbound) charge() error { return c.Limits.Charge(c.ctx, &c.facts) }
-
-func (c *inbound) body() error {
-	r := &c.x.Request
-	takes := c.act.Form || c.act.Kind == fhir.Create || c.act.Kind == fhir.Update
-	if !takes {
-		if r.Length != 0 {
-			return Refuse(CauseMalformed, "a %s has no body", c.act.Kind)
-		}
-		return nil
-	}
-	body, err := c.readBody(r)
-	if err != nil {
-		return err
-	}
-	if c.act.Form {
-		if c.act, err = c.act.WithForm(body, one(r.Header.Values("Content-Type"))); err != nil {
-			return FromFHIR(err)
-		}
-		c.facts.Interactions[0] = c.act
-		c.payload = c.act.FormBody()
-		return nil
-	}
-	if err := fhir.JSONMedia(one(r.Header.Values("Content-Type"))); err != nil {
-		return FromFHIR(err)
-	}
-	content, err := fhir.ParseResource(body, c.content())
-	if err != nil {
-		return FromFHIR(err)
-	}
-	if err := fhir.CheckWrite(c.act, content); err != nil {
-		return FromFHIR(err)
-	}
-	c.facts.Content, c.payload = content, body
-	return nil
-}
-
-// one gives the only value of a field, or a value that no media type has when there are several.
-func one(values []string) string {
-	switch len(values) {
-	case 0:
-		return ""
-	case 1:
-		return values[0]
-	}
-	return "several"
-}
-
-func (c *inbound) readBody(r *wire.Request) ([]byte, error) {
-	if err := fhir.PlainCoding(one(r.Header.Values("Content-Encoding"))); err != nil {
-		return nil, FromFHIR(err)
-	}
-	if r.Length > c.MaxBody {
-		return nil, Refuse(CauseTooLarge, "%d bytes announced, %d allowed", r.Length, c.MaxBody)
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, c.MaxBody+1))
-	if err != nil {
-		if c.ctx.Err() != nil {
-			return nil, Refuse(CauseTimeout, "the body did not arrive in time")
-		}
-		return nil, Refuse(CauseMalformed, "the body ended early")
-	}
-	if int64(len(body)) > c.MaxBody {
-		return nil, Refuse(CauseTooLarge, "more than %d bytes", c.MaxBody)
-	}
-	return body, nil
-}
-
-func (c *inbound) content() fhir.ContentOptions {
-	return fhir.ContentOptions{Bases: []string{"http://" + c.Service.Name + c.Service.Base}}
-}
 
 func (c *inbound) scope() error {
 	if c.act.Kind == fhir.Capabilities {
@@ -327,105 +263,4 @@ func (c *inbound) durable() error {
 		return Refuse(CauseAudit, "%w", err)
 	}
 	return nil
-}
-
-// inspects reports whether the reply is read whole before release: wherever it can hold more than was asked for.
-func (c *inbound) inspects() bool {
-	if c.act.Head {
-		return false
-	}
-	switch c.act.Kind {
-	case fhir.Search, fhir.HistoryInstance, fhir.HistoryType, fhir.HistorySystem:
-		return true
-	case fhir.Read, fhir.VRead:
-		return c.facts.Grant.Confined
-	}
-	return false
-}
-
-func (c *inbound) forward() error {
-	r := &wire.Request{
-		Method: c.act.Method(),
-		Target: c.act.Target(c.Service.Base),
-		Host:   c.Service.Name,
-		Header: upstreamHeader(&c.facts, c.act, c.x.Request.Header, c.x.Conn.(*Peer).Leaf),
-		Length: int64(len(c.payload)),
-	}
-	if len(c.payload) > 0 {
-		r.Body = newBytes(c.payload)
-	}
-	reply, err := c.Upstream.RoundTrip(c.ctx, r)
-	if err != nil {
-		return upstreamFailure(c.x.Context(), c.ctx, err)
-	}
-	c.reply = reply
-	if reply.Status >= 300 && reply.Status < 400 && reply.Status != 304 {
-		return Refuse(CauseUpstreamReply, "the FHIR server redirects (%d)", reply.Status)
-	}
-	if err := fhir.PlainCoding(one(reply.Header.Values("Content-Encoding"))); err != nil {
-		return Refuse(CauseUpstreamReply, "the FHIR server encodes its reply unasked")
-	}
-	return nil
-}
-
-func (c *inbound) check() error {
-	if !c.inspects() {
-		return nil
-	}
-	body, err := io.ReadAll(io.LimitReader(c.reply.Body, c.MaxReply+1))
-	if err != nil {
-		return Refuse(CauseUpstreamReply, "the reply ended early: %w", err)
-	}
-	if int64(len(body)) > c.MaxReply {
-		return Refuse(CauseUpstreamReply, "the reply exceeds %d bytes", c.MaxReply)
-	}
-	facts, err := fhir.CheckReply(c.act, c.confined, c.reply.Status, one(c.reply.Header.Values("Content-Type")), body, c.content())
-	if err != nil {
-		var fe *fhir.Error
-		if errors.As(err, &fe) && fe.Class == fhir.Outside {
-			return Refuse(CauseReplyOutside, "%s", fe.Error())
-		}
-		return Refuse(CauseUpstreamReply, "%s", err)
-	}
-	if facts.Withhold {
-		if c.facts.Grant.Confined && c.act.Kind != fhir.Search {
-			return Refuse(CauseReplyOutside, "the FHIR server answered %d", c.reply.Status)
-		}
-		return Refuse(CauseUpstreamReply, "the FHIR server answered %d, and its words are not passed on", c.reply.Status)
-	}
-	c.patients = facts.Patients
-	_ = c.reply.Body.Close()
-	c.reply.Body, c.reply.Length = newBytes(body), int64(len(body))
-	return c.append(StageIntent)
-}
-
-// release hands the reply to the caller once the trail holds the intent durably, and records how it ended.
-func (c *inbound) release() error {
-	if err := c.durable(); err != nil {
-		return err
-	}
-	reply := &wire.Response{Status: c.reply.Status, Header: callerHeader(&c.facts, c.Service, c.reply.Header), Body: c.reply.Body, Length: c.reply.Length}
-	n, err := c.x.Commit(reply)
-	rec := c.record(StageOutcome)
-	rec.Status, rec.Bytes, rec.Complete = reply.Status, n, err == nil
-	c.conclude(rec)
-	return nil
-}
-
-// refuse answers a call that will not be served, once its record is in the trail.
-func (c *inbound) refuse(err error) {
-	stage := StageRefusal
-	if c.intent != nil {
-		stage = StageOutcome // the intent stands; this is how it ended
-	}
-	rec := c.record(stage)
-	answer := refusal(rec, err, c.facts.Decision)
-	recordRefusal(c.Audit, rec)
-	_, _ = c.x.Commit(answer) // a caller that has gone away does not change the record
-	c.Observe.Call(HopIngress, c.Service.Name, rec)
-}
-
-func (c *inbound) conclude(rec *Record) {
-	_, _ = c.Audit.Append(rec) // the intent without an outcome will be reported as presumed disclosed
-	c.Observe.Call(HopIngress, c.Service.Name, rec)
 }

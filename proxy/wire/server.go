@@ -68,6 +68,8 @@ func (s *Server) setup() {
 		ReadHeaderTimeout: s.HeadTimeout,
 		IdleTimeout:       s.IdleTimeout,
 		MaxHeaderBytes:    s.HeadBytes,
+		// Otherwise the engine would answer OPTIONS * by itself.
+		DisableGeneralOptionsHandler: true,
 		// An empty map keeps HTTP/2 off whatever the peer offers.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 		// The engine's own lines quote what peers send; refusals are recorded through Refuse instead.
@@ -80,6 +82,7 @@ func (s *Server) setup() {
 			switch st {
 			case http.StateIdle:
 				a.handling.Store(false)
+				_ = a.SetWriteDeadline(time.Time{}) // the engine resets only that for reading
 			case http.StateClosed:
 				if s.Closed != nil {
 					s.Closed(a.value)
@@ -115,9 +118,20 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	a := r.Context().Value(connKey{}).(*admitted)
 	a.handling.Store(true)
-	x := NewExchange(r.Context(), received(r), a.value, r.RemoteAddr, func(resp *Response) (int64, error) {
+	body := &arriving{ReadCloser: r.Body}
+	body.ended.Store(r.ContentLength == 0)
+	x := NewExchange(r.Context(), received(r, body), a.value, r.RemoteAddr, func(resp *Response) (int64, error) {
+		if !body.ended.Load() {
+			// The engine reads on for a while, so that the peer gets to see the answer. A peer that sends nothing
+			// must not keep it waiting.
+			_ = a.SetReadDeadline(time.Now().Add(readGrace))
+		}
 		return commit(w, r, resp)
 	})
+	x.until = func(t time.Time) {
+		_ = a.SetReadDeadline(t.Add(readGrace))
+		_ = a.SetWriteDeadline(t.Add(writeGrace))
+	}
 	func() {
 		defer func() {
 			if v := recover(); v != nil {
@@ -134,16 +148,36 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// arriving is a request's body; it knows whether there is more to come.
+type arriving struct {
+	io.ReadCloser
+	ended atomic.Bool
+}
+
+func (b *arriving) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil {
+		b.ended.Store(true)
+	}
+	return n, err
+}
+
+// How long after an exchange's end its reads and writes fail: time to notice the end otherwise, and to say so.
+const (
+	readGrace  = time.Second
+	writeGrace = 5 * time.Second
+)
+
 // received gives the request as it stood on the wire, as far as the engine kept it: the order of fields with
 // different names is not kept, the order of fields with one name is.
-func received(r *http.Request) Request {
+func received(r *http.Request, body io.Reader) Request {
 	h := make(Header, 0, len(r.Header))
 	for name, values := range r.Header {
 		for _, v := range values {
 			h = append(h, Field{name, v})
 		}
 	}
-	return Request{Method: r.Method, Target: r.RequestURI, Host: r.Host, Header: h, Body: r.Body, Length: r.ContentLength}
+	return Request{Method: r.Method, Target: r.RequestURI, Host: r.Host, Header: h, Body: body, Length: r.ContentLength}
 }
 
 func commit(w http.ResponseWriter, r *http.Request, resp *Response) (int64, error) {
@@ -157,6 +191,9 @@ func commit(w http.ResponseWriter, r *http.Request, resp *Response) (int64, erro
 	}
 	if resp.Length >= 0 && resp.Status != http.StatusNoContent && resp.Status != http.StatusNotModified {
 		out.Set("Content-Length", itoa(resp.Length))
+	}
+	if resp.Close {
+		out.Set("Connection", "close")
 	}
 	w.WriteHeader(resp.Status)
 	if resp.Body == nil || r.Method == http.MethodHead {

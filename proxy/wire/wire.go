@@ -23,6 +23,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"time"
 )
 
 // Field is one header field occurrence as it stood on the wire.
@@ -78,6 +79,7 @@ type Response struct {
 	Header Header // without Content-Length, Transfer-Encoding, Connection and what Connection names
 	Body   io.ReadCloser
 	Length int64 // of the body in bytes; -1 when it is not known ahead
+	Close  bool  // sent: the connection ends with this response
 }
 
 // ErrAborted is returned by Commit when the exchange was already over.
@@ -93,6 +95,7 @@ type Exchange struct {
 
 	ctx    context.Context
 	commit func(*Response) (int64, error)
+	until  func(time.Time)
 	done   bool
 	abort  bool
 }
@@ -104,6 +107,14 @@ func NewExchange(ctx context.Context, r Request, conn any, remote string, commit
 
 // Context ends when the peer has gone away or the server is being closed.
 func (x *Exchange) Context() context.Context { return x.ctx }
+
+// Until bounds the exchange: shortly after t the reading of a request body that still has not come fails, and then the
+// writing of an answer that the peer does not take. Whoever handles the exchange is to have given up by t.
+func (x *Exchange) Until(t time.Time) {
+	if x.until != nil {
+		x.until(t)
+	}
+}
 
 // Commit answers with r, streaming its body and closing it. It returns the body bytes sent, and an error when
 // the body did not go out whole: then the connection ends without the final chunk, so that the peer notices.

@@ -1,0 +1,110 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+
+	"github.com/wardmesh/ward/proxy/fhir"
+	"github.com/wardmesh/ward/proxy/wire"
+)
+
+// inspects reports whether the reply is read whole before release: wherever it can hold more than was asked for.
+func (c *inbound) inspects() bool {
+	if c.act.Head {
+		return false
+	}
+	switch c.act.Kind {
+	case fhir.Search, fhir.HistoryInstance, fhir.HistoryType, fhir.HistorySystem:
+		return true
+	case fhir.Read, fhir.VRead:
+		return c.facts.Grant.Confined
+	}
+	return false
+}
+
+func (c *inbound) forward() error {
+	r := &wire.Request{
+		Method: c.act.Method(),
+		Target: c.act.Target(c.Service.Base),
+		Host:   c.Service.Name,
+		Header: upstreamHeader(&c.facts, c.act, c.x.Request.Header, c.x.Conn.(*Peer).Leaf),
+		Length: int64(len(c.payload)),
+	}
+	if len(c.payload) > 0 {
+		r.Body = newBytes(c.payload)
+	}
+	reply, err := c.Upstream.RoundTrip(c.ctx, r)
+	if err != nil {
+		return upstreamFailure(c.x.Context(), c.ctx, err)
+	}
+	c.reply = reply
+	if reply.Status >= 300 && reply.Status < 400 && reply.Status != 304 {
+		return Refuse(CauseUpstreamReply, "the FHIR server redirects (%d)", reply.Status)
+	}
+	if err := fhir.PlainCoding(one(reply.Header.Values("Content-Encoding"))); err != nil {
+		return Refuse(CauseUpstreamReply, "the FHIR server encodes its reply unasked")
+	}
+	return nil
+}
+
+func (c *inbound) check() error {
+	if !c.inspects() {
+		return nil
+	}
+	body, err := io.ReadAll(io.LimitReader(c.reply.Body, c.MaxReply+1))
+	if err != nil {
+		return Refuse(CauseUpstreamReply, "the reply ended early: %w", err)
+	}
+	if int64(len(body)) > c.MaxReply {
+		return Refuse(CauseUpstreamReply, "the reply exceeds %d bytes", c.MaxReply)
+	}
+	facts, err := fhir.CheckReply(c.act, c.confined, c.reply.Status, one(c.reply.Header.Values("Content-Type")), body, c.content())
+	if err != nil {
+		var fe *fhir.Error
+		if errors.As(err, &fe) && fe.Class == fhir.Outside {
+			return Refuse(CauseReplyOutside, "%s", fe.Error())
+		}
+		return Refuse(CauseUpstreamReply, "%s", err)
+	}
+	if facts.Withhold {
+		if c.facts.Grant.Confined && c.act.Kind != fhir.Search {
+			return Refuse(CauseReplyOutside, "the FHIR server answered %d", c.reply.Status)
+		}
+		return Refuse(CauseUpstreamReply, "the FHIR server answered %d, and its words are not passed on", c.reply.Status)
+	}
+	c.patients = facts.Patients
+	_ = c.reply.Body.Close()
+	c.reply.Body, c.reply.Length = newBytes(body), int64(len(body))
+	return c.append(StageIntent)
+}
+
+// release hands the reply to the caller once the trail holds the intent durably, and records how it ended.
+func (c *inbound) release() error {
+	if err := c.durable(); err != nil {
+		return err
+	}
+	reply := &wire.Response{Status: c.reply.Status, Header: callerHeader(&c.facts, c.Service, c.reply.Header), Body: c.reply.Body, Length: c.reply.Length}
+	n, err := c.x.Commit(reply)
+	rec := c.record(StageOutcome)
+	rec.Status, rec.Bytes, rec.Complete = reply.Status, n, err == nil
+	c.conclude(rec)
+	return nil
+}
+
+// refuse answers a call that will not be served, once its record is in the trail.
+func (c *inbound) refuse(err error) {
+	stage := StageRefusal
+	if c.intent != nil {
+		stage = StageOutcome // the intent stands; this is how it ended
+	}
+	rec := c.record(stage)
+	answer := refusal(rec, err, c.facts.Decision)
+	recordRefusal(c.Audit, rec)
+	_, _ = c.x.Commit(answer) // a caller that has gone away does not change the record
+	c.Observe.Call(HopIngress, c.Service.Name, rec)
+}
+
+func (c *inbound) conclude(rec *Record) {
+	_, _ = c.Audit.Append(rec) // the intent without an outcome will be reported as presumed disclosed
+	c.Observe.Call(HopIngress, c.Service.Name, rec)
+}

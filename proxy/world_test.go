@@ -1,0 +1,306 @@
+package proxy_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/wardmesh/ward/proxy"
+	"github.com/wardmesh/ward/proxy/bind"
+	"github.com/wardmesh/ward/proxy/policy"
+	"github.com/wardmesh/ward/proxy/wire"
+)
+
+const (
+	serviceName = "fhir.ehr.mesh.internal"
+	// patience is how long a test waits for what must happen.
+	patience = 20 * time.Second
+)
+
+// cedar is the policy of the tests.
+const cedar = `
+@id("metadata") permit (principal, action == Action::"capabilities", resource);
+@id("clinicians-read") permit (principal, action in Action::"reads", resource) when { context.roles.contains("physician") };
+@id("own-records") permit (principal == Workload::"/app/portal", action in Action::"reads", resource) when { context.confined };
+@id("clinicians-write") permit (principal == Workload::"/app/ehr", action in Action::"writes", resource)
+    when { context.roles.contains("physician") };
+@id("no-accounts") forbid (principal, action, resource is FHIR::Account);
+@id("secret-procedures") forbid (principal, action == Action::"read", resource is FHIR::Procedure)
+    when { resource.labels.contains("http://terminology.hl7.org/CodeSystem/v3-Confidentiality|V") };
+`
+
+// clock is the time that the wards see: the real one, moved.
+type clock struct{ moved atomic.Int64 }
+
+func (c *clock) Now() time.Time          { return time.Now().Add(time.Duration(c.moved.Load())) }
+func (c *clock) Advance(d time.Duration) { c.moved.Add(int64(d)) }
+
+// denials is the operator's deny list.
+type denials struct {
+	mu  sync.Mutex
+	ids []spiffeid.ID
+}
+
+func (d *denials) Denied(id spiffeid.ID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Contains(d.ids, id)
+}
+
+func (d *denials) deny(id spiffeid.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ids = append(d.ids, id)
+}
+
+// process is a local process: what the kernel and the agent would know of it.
+type process struct {
+	*identity
+	id      spiffeid.ID
+	refused error                 // it is known to have no identity
+	unknown error                 // it could not be attested
+	ended   atomic.Pointer[error] // why it is not what it was, once it is not
+	closed  chan struct{}         // gets one value for each connection of it that egress has let go
+}
+
+func (p *process) ID() spiffeid.ID          { return p.id }
+func (p *process) Changed() <-chan struct{} { return nil }
+func (p *process) Process() string          { return "pid 42, uid 1000" }
+
+func (p *process) Err() error {
+	if err := p.ended.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (p *process) Close() error {
+	p.closed <- struct{}{}
+	return nil
+}
+
+// callers is the kernel's part: the listener says which process is at the other end of a connection.
+type callers struct{}
+
+type local struct {
+	net.Conn
+	process *process
+}
+
+func (callers) Caller(_ context.Context, c net.Conn) (proxy.Caller, error) {
+	switch p := c.(*local).process; {
+	case p.unknown != nil:
+		return nil, p.unknown
+	case p.refused != nil:
+		return nil, p.refused
+	default:
+		return p, nil
+	}
+}
+
+type localListener struct {
+	net.Listener
+	process *process
+}
+
+func (l localListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &local{c, l.process}, nil
+}
+
+// directory is a table of services.
+type directory map[string]*proxy.Service
+
+func (d directory) Service(name string) *proxy.Service { return d[name] }
+
+// world is an egress and an ingress with everything between and around them.
+type world struct {
+	testing.TB
+	clock    *clock
+	ca       *authority
+	self     *identity
+	service  *proxy.Service
+	upstream *upstream
+	issuer   *issuer
+	trail    *recorder
+	seen     *observer
+	denied   *denials
+	ingress  *wire.Server
+	egress   *proxy.Egress
+	pool     *proxy.Pool
+	portal   *process // may read, for its users
+	ehr      *process // may also write
+	address  string   // of the ingress
+}
+
+// setup changes the world before it comes into being.
+type setup struct {
+	dir     string // for the audit log; "" is a folder of the test's own
+	service func(*proxy.Service)
+	ingress func(*proxy.IngressOptions)
+}
+
+func newWorld(t testing.TB, s setup) *world {
+	t.Helper()
+	if s.dir == "" {
+		s.dir = t.TempDir()
+	}
+	ca := newAuthority(t, "clinic.test")
+	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t),
+		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: &observer{}, denied: &denials{}}
+	w.portal, w.ehr = w.process("/app/portal"), w.process("/app/ehr")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.address = l.Addr().String()
+	w.service = &proxy.Service{Name: serviceName, ID: w.self.svid.Load().ID, Addresses: []string{w.address},
+		Callers: []spiffeid.ID{w.portal.id, w.ehr.id}, Base: "/fhir", MaxExchange: time.Minute}
+	if s.service != nil {
+		s.service(w.service)
+	}
+	o := proxy.IngressOptions{Service: w.service, Self: w.self, Denials: w.denied, Tokens: w.issuer.verifier(t, w.clock.Now),
+		Binder: bindings(t, w), Limits: proxy.NoLimits{}, Risk: proxy.NoRisk{}, Policy: policies(t), Audit: w.trail, Observe: w.seen,
+		Upstream: w.toUpstream(), Now: w.clock.Now}
+	if s.ingress != nil {
+		s.ingress(&o)
+	}
+	w.ingress = proxy.NewIngress(o).Server()
+	w.serve(w.ingress, l)
+	w.pool = proxy.NewPool(func(ctx context.Context, address string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}, w.clock.Now)
+	t.Cleanup(w.pool.Close)
+	w.egress = proxy.NewEgress(proxy.EgressOptions{Callers: callers{}, Services: directory{serviceName: w.service}, Pool: w.pool,
+		Audit: w.trail, Observe: w.seen, Now: w.clock.Now})
+	t.Cleanup(func() {
+		for _, d := range w.seen.defects {
+			t.Errorf("a journey failed: %s", d)
+		}
+	})
+	return w
+}
+
+func (w *world) toUpstream() *wire.Client {
+	c := wire.NewClient(wire.ClientOptions{Dial: func(ctx context.Context) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", w.upstream.Addr().String())
+	}})
+	w.Cleanup(c.CloseIdle)
+	return c
+}
+
+func bindings(t testing.TB, w *world) *bind.Map {
+	m, err := bind.New([]bind.ClientMap{
+		{Issuer: issuerURL, ClientID: "portal", Workloads: []spiffeid.ID{w.portal.id}},
+		{Issuer: issuerURL, ClientID: "ehr", Workloads: []spiffeid.ID{w.ehr.id}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func policies(t testing.TB) *policy.Set {
+	set, err := policy.Parse([]policy.File{{Name: "test.cedar", Content: []byte(cedar)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+// process makes a local process with an SVID of its own.
+func (w *world) process(path string, changes ...func(*process)) *process {
+	svid := w.ca.issue(w, path)
+	p := &process{identity: newIdentity(svid, w.ca.bundle()), id: svid.ID, closed: make(chan struct{}, 1024)}
+	for _, change := range changes {
+		change(p)
+	}
+	return p
+}
+
+// serve runs s on l until the test ends.
+func (w *world) serve(s *wire.Server, l net.Listener) {
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(context.Background(), l) }()
+	w.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = s.Shutdown(ctx)
+		if err := <-done; err != nil {
+			w.Error(err)
+		}
+	})
+}
+
+// local opens egress to a process, on its shared listener or on a service's own, and gives the address.
+func (w *world) local(p *process, service *proxy.Service) string {
+	w.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.serve(w.egress.Server(service), localListener{l, p})
+	return l.Addr().String()
+}
+
+// dialEgress connects to egress as p.
+func (w *world) dialEgress(p *process) net.Conn { return w.dial(w.local(p, nil)) }
+
+func (w *world) dial(address string) net.Conn {
+	w.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(patience))
+	return c
+}
+
+// dialIngress connects to ingress over mTLS with an SVID, past egress.
+func (w *world) dialIngress(svid *x509svid.SVID) net.Conn {
+	w.Helper()
+	c, err := w.handshake(svid, nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return c
+}
+
+// handshake is TLS with ingress; it returns once the server has accepted or refused the client's certificate. In TLS
+// 1.3 the client ends its own handshake before that, so an error can come with the first read.
+func (w *world) handshake(svid *x509svid.SVID, change func(*tls.Config)) (*tls.Conn, error) {
+	w.Helper()
+	cfg := proxy.ClientTLS(svid, x509bundle.NewSet(w.ca.bundle()), w.service.ID, time.Now)
+	if change != nil {
+		change(cfg)
+	}
+	c := tls.Client(w.dial(w.address), cfg)
+	return c, c.Handshake()
+}
+
+// hop is one side of a call, to which a test speaks raw HTTP.
+type hop struct {
+	name proxy.Hop
+	dial func(w *world, p *process) net.Conn
+}
+
+var hops = []hop{
+	{proxy.HopEgress, (*world).dialEgress},
+	{proxy.HopIngress, func(w *world, p *process) net.Conn { return w.dialIngress(p.svid.Load()) }},
+}
+
+var errGone = errors.New("the process has exited")
