@@ -15,7 +15,7 @@ const defaultConfig = "/etc/ward/ward.yaml"
 // configFlag is how commands find the daemon that they are about: by its config. Without --config that is the
 // installed one, or else the demonstration's (ward up).
 type configFlag struct {
-	Config string `short:"c" type:"path" env:"WARD_CONFIG" placeholder:"FILE" help:"The daemon's config (default: /etc/ward/ward.yaml, else that of ward up)."`
+	Config string `short:"c" env:"WARD_CONFIG" placeholder:"FILE" help:"The daemon's config (default: /etc/ward/ward.yaml, else that of ward up)."`
 }
 
 // path gives the config file that is meant.
