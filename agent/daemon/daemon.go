@@ -94,7 +94,7 @@ func (d *Daemon) build(ctx context.Context) (err error) {
 	}
 	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, build := range []func(context.Context) error{
-		d.buildAuthority, d.buildDirectory, d.buildIdentities, d.buildTrail, d.buildIngress,
+		d.buildAuthority, d.buildDirectory, d.buildTrail, d.buildIdentities, d.buildIngress,
 	} {
 		if err := build(ctx); err != nil {
 			return err
@@ -133,7 +133,7 @@ func (d *Daemon) buildIdentities(context.Context) (err error) {
 		return err
 	}
 	o := workload.Options{Registry: d.entries, Attestors: append(attestors, d.o.Attestors...), Issuer: issuer{d.authority},
-		Bundles: issuer{d.authority}, Denials: d.directory, Observer: newWitness(d.registry, d.log.Named("identity")), Log: d.log.Named("identity")}
+		Bundles: issuer{d.authority}, Denials: d.directory, Observer: newWitness(d.registry, d.log.Named("identity"), d.event), Log: d.log.Named("identity")}
 	if d.identities, err = workload.NewService(o); err != nil {
 		return err
 	}

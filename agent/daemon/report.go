@@ -38,17 +38,20 @@ func (c *counter) Call(hop proxy.Hop, service string, r *proxy.Record) {
 	}
 }
 
-// witness counts and logs what happens to identities.
+// witness counts and logs what happens to identities, and puts what was issued into the trail. What any local process
+// can cause as often as it likes, attestations and refusals, is counted and logged only.
 type witness struct {
 	log      *zap.Logger
+	record   func(*proxy.Record)
 	attested *prometheus.CounterVec
 	issued   *prometheus.CounterVec
 	seconds  prometheus.Histogram
 }
 
-func newWitness(reg prometheus.Registerer, log *zap.Logger) *witness {
+func newWitness(reg prometheus.Registerer, log *zap.Logger, record func(*proxy.Record)) *witness {
 	w := &witness{
 		log:      log,
+		record:   record,
 		attested: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_attestations_total", Help: "Attested processes, by what they asked for and whether an entry matched."}, []string{"want", "result"}),
 		issued:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_svids_issued_total", Help: "Attempts to issue an SVID."}, []string{"result"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ward_attestation_seconds", Help: "Attestation and matching.",
@@ -72,6 +75,11 @@ func (w *witness) Issued(i workload.Issuance) {
 		return
 	}
 	w.issued.WithLabelValues("ok").Inc()
+	what := "svid issued"
+	if i.Lent {
+		what = "svid lent" // to this host's proxy, for one of the workload's processes
+	}
+	w.record(&proxy.Record{Event: what, Caller: i.ID.String(), Detail: "serial " + i.Serial + " until " + i.NotAfter.UTC().Format(time.RFC3339)})
 	w.log.Info("SVID issued", zap.Stringer("id", i.ID), zap.String("serial", i.Serial), zap.Bool("lent", i.Lent), zap.Time("not_after", i.NotAfter))
 }
 

@@ -50,7 +50,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			stops = append(stops, stop)
 		}
 	}
-	d.event("started", "")
+	d.event(d.lifecycle("started"))
 	d.log.Info("ready", zap.String("trust_domain", d.cfg.TrustDomain.Name()), zap.Int("workloads", len(d.cfg.Workloads)),
 		zap.Int("services", len(d.cfg.Services)))
 	if d.o.Ready != nil {
@@ -63,7 +63,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return failed(errors.New("a part of the daemon has stopped"))
 	}
 	stopAll(stops)
-	d.event("stopped", "")
+	d.event(d.lifecycle("stopped"))
 	cancel()
 	err := g.Wait()
 	if errors.Is(err, context.Canceled) {
@@ -81,16 +81,21 @@ func stopAll(stops []func(context.Context)) {
 }
 
 // event records something that is not a call.
-func (d *Daemon) event(what, detail string) {
-	now := time.Now()
-	r := &proxy.Record{Schema: proxy.RecordSchema, Stage: proxy.StageEvent, Time: now, Decision: proxy.NewDecisionID(now),
-		Event: what, Detail: detail}
+func (d *Daemon) event(r *proxy.Record) {
+	r.Schema, r.Stage, r.Time = proxy.RecordSchema, proxy.StageEvent, time.Now()
+	r.Decision = proxy.NewDecisionID(r.Time)
+	if _, err := d.recorder.Append(r); err != nil {
+		d.log.Error("an event could not be recorded", zap.String("event", r.Event), zap.Error(err))
+	}
+}
+
+// lifecycle is the record of a start or stop.
+func (d *Daemon) lifecycle(what string) *proxy.Record {
+	r := &proxy.Record{Event: what, Detail: "ward " + d.o.Version}
 	if d.policies != nil {
 		r.PolicySet = d.policies.Hash()
 	}
-	if _, err := d.recorder.Append(r); err != nil {
-		d.log.Error("an event could not be recorded", zap.String("event", what), zap.Error(err))
-	}
+	return r
 }
 
 // listen opens address, or takes the socket that was handed in for it.
