@@ -42,7 +42,7 @@ import (
 	"github.com/wardmesh/ward/attest"
 )
 
-// Process is a pinned process whose end can be waited for. Implemented by attest/peer and attest/launch,
+// Process is a pinned process whose end can be waited for. Implemented by attest/peer,
 // as agent/daemon hands them in.
 type Process interface {
 	attest.Process
