@@ -10,10 +10,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 )
 
 // journalFile is the journal's name in the folder.
@@ -66,24 +68,34 @@ func OpenBoltStore(path string) (_ Store, err error) {
 	damaged := func(cause error) error {
 		return &CorruptError{Path: path, Problem: "the journal cannot be read", Advice: restore, Err: cause}
 	}
-	// bbolt makes a new journal of an empty file. Ours are never empty.
-	if info, err := os.Stat(path); err != nil {
+	switch err := inspectFile(path); {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("authority: journal: %w", err)
-	} else if info.Size() == 0 {
-		return nil, damaged(errors.New("the file is empty"))
+	case err != nil:
+		return nil, damaged(err)
 	}
-	// bbolt trusts its file: it panics on pages that contradict one another, and faults on a mapping that is
-	// longer than the file. Both must end in an error that an operator can act on.
+	// bbolt panics on pages that contradict one another, and faults where its mapping is longer than the file.
+	// Whatever of that is left must end in an error that an operator can act on.
 	fault := debug.SetPanicOnFault(true)
 	defer debug.SetPanicOnFault(fault)
-	var db *bbolt.DB
+	var file *os.File
+	options := boltOptions()
+	options.OpenFile = func(name string, flag int, mode os.FileMode) (*os.File, error) {
+		f, err := os.OpenFile(name, flag&^os.O_CREATE|syscall.O_NOFOLLOW, mode)
+		file = f
+		return f, err
+	}
 	defer func() {
 		if p := recover(); p != nil {
-			// The database is not closed: its state is unknown, and closing could panic or block.
+			// The state of the database is unknown, and closing it could block. Its mapping stays, and with it
+			// the lock on its file, unless that is released by name.
+			unix.Flock(int(file.Fd()), unix.LOCK_UN)
+			file.Close()
 			err = damaged(fmt.Errorf("%v", p))
 		}
 	}()
-	if db, err = bbolt.Open(path, 0o600, boltOptions()); err != nil {
+	db, err := bbolt.Open(path, 0o600, options)
+	if err != nil {
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, bbolt.ErrTimeout) {
 			return nil, fmt.Errorf("authority: journal %s: %w", path, err)
 		}
@@ -94,6 +106,20 @@ func OpenBoltStore(path string) (_ Store, err error) {
 		return nil, damaged(err)
 	}
 	return &boltStore{db}, nil
+}
+
+// inspectFile checks the structure of the file before bbolt opens it.
+func inspectFile(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	return inspectPages(f, info.Size())
 }
 
 // inspect reads the whole journal once: first every record, in this goroutine, where a fault can be caught, and

@@ -200,7 +200,7 @@ func certificatePath(dir string, name KeyName) string {
 
 func readCertificate(dir string, name KeyName) (*x509.Certificate, error) {
 	path := certificatePath(dir, name)
-	text, err := readPrivate(path)
+	text, err := readPrivate(path, 0o644) // no secret, but nobody else's either
 	if err != nil {
 		return nil, fmt.Errorf("authority: certificate: %w", err)
 	}

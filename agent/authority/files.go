@@ -134,8 +134,9 @@ func firstKeyFile(dir string) (string, error) {
 	return "", nil
 }
 
-// readPrivate reads a file that only the running user can get at. The file that is checked is the one that is read.
-func readPrivate(path string) ([]byte, error) {
+// readPrivate reads a file of the running user that has at most the given mode. The file that is checked is the one
+// that is read.
+func readPrivate(path string, most fs.FileMode) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -145,7 +146,7 @@ func readPrivate(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := privateInfo(path, info, 0o600); err != nil {
+	if err := privateInfo(path, info, most); err != nil {
 		return nil, err
 	}
 	return io.ReadAll(io.LimitReader(f, 1<<20))

@@ -38,7 +38,7 @@ func (k fileKeys) path(name KeyName) string { return keyPath(k.dir, name) }
 // Signer implements KeyStore.
 func (k fileKeys) Signer(name KeyName) (crypto.Signer, error) {
 	path := k.path(name)
-	text, err := readPrivate(path)
+	text, err := readPrivate(path, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w: %s", ErrNoKey, path)
