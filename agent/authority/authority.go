@@ -66,7 +66,7 @@ type Options struct {
 	X509TTL     time.Duration // life of an SVID whose request does not say; 0 stands for 1 h
 
 	Keys   KeyStore         // of the private keys; nil stands for files in Dir
-	Clock  func() time.Time // nil stands for time.Now
+	Clock  func() time.Time // for use by many goroutines; nil stands for time.Now
 	Rand   io.Reader        // of serial numbers; nil stands for crypto/rand
 	Logger *zap.Logger      // required
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -96,7 +97,7 @@ func OpenBoltStore(path string) (_ Store, err error) {
 	}()
 	db, err := bbolt.Open(path, 0o600, options)
 	if err != nil {
-		if errors.Is(err, fs.ErrPermission) || errors.Is(err, bbolt.ErrTimeout) {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, bolterrors.ErrTimeout) {
 			return nil, fmt.Errorf("authority: journal %s: %w", path, err)
 		}
 		return nil, damaged(err)

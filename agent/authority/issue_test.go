@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +61,12 @@ func request(t testing.TB, path string) authority.X509Request {
 	t.Helper()
 	return authority.X509Request{ID: spiffeid.RequireFromPath(domain, path), PublicKey: newKey(t).Public()}
 }
+
+// clock is a time that a test sets.
+type clock struct{ nanoseconds atomic.Int64 }
+
+func (c *clock) get() time.Time  { return time.Unix(0, c.nanoseconds.Load()) }
+func (c *clock) set(t time.Time) { c.nanoseconds.Store(t.UnixNano()) }
 
 func extension(c *x509.Certificate, id ...int) (value []byte, critical, found bool) {
 	for _, e := range c.Extensions {
@@ -216,7 +223,8 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	off := *newKey(t)
-	off.PublicKey.X = new(big.Int).Add(off.PublicKey.X, big.NewInt(1)) //nolint:staticcheck // the point of the case
+	//lint:ignore SA1019 a key that is no point of its curve cannot be made in any other way
+	off.PublicKey.X = new(big.Int).Add(off.PublicKey.X, big.NewInt(1))
 	modulus := func(bits uint) *big.Int {
 		return new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), bits-1), big.NewInt(1))
 	}
@@ -276,10 +284,11 @@ func TestRefused(t *testing.T) {
 // TestLives: nothing outlives its CA, and without a valid CA nothing is issued.
 func TestLives(t *testing.T) {
 	start := time.Now().Truncate(time.Second)
-	now := start
+	var now clock
+	now.set(start)
 	o := options(filepath.Join(t.TempDir(), "ca"))
 	o.CATTL, o.X509TTL = 2*time.Hour, time.Hour
-	o.Clock = func() time.Time { return now }
+	o.Clock = now.get
 	a := open(t, o)
 	issue := func(ttl time.Duration) (*x509.Certificate, error) {
 		r := request(t, "/app/portal")
@@ -302,7 +311,7 @@ func TestLives(t *testing.T) {
 		{"up to the CA's end", 90 * time.Minute, 0, end},
 		{"in its last second", 2*time.Hour - time.Second, 0, end},
 	} {
-		now = start.Add(c.at)
+		now.set(start.Add(c.at))
 		leaf, err := issue(c.ttl)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
@@ -312,11 +321,11 @@ func TestLives(t *testing.T) {
 			t.Errorf("%s: from %s to %s, want the end %s", c.name, leaf.NotBefore, leaf.NotAfter, c.want)
 		}
 	}
-	now = end
+	now.set(end)
 	if _, err := issue(0); !errors.Is(err, authority.ErrExpired) {
 		t.Errorf("after the CA's end: %v", err)
 	}
-	now = start.Add(-time.Minute)
+	now.set(start.Add(-time.Minute))
 	if _, err := issue(0); !errors.Is(err, authority.ErrExpired) {
 		t.Errorf("before the CA's beginning: %v", err)
 	}
@@ -324,11 +333,11 @@ func TestLives(t *testing.T) {
 
 // TestLedger: what was issued is known until an hour after its end, and then forgotten.
 func TestLedger(t *testing.T) {
-	var mu sync.Mutex
-	now := time.Now()
+	var now clock
+	now.set(time.Now())
 	o := options(filepath.Join(t.TempDir(), "ca"))
-	o.Clock = func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
-	advance := func(d time.Duration) { mu.Lock(); defer mu.Unlock(); now = now.Add(d) }
+	o.Clock = now.get
+	advance := func(d time.Duration) { now.set(now.get().Add(d)) }
 	a := open(t, o)
 	ctx := context.Background()
 	var issued []*x509.Certificate

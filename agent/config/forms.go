@@ -1,7 +1,6 @@
 package config
 
 import (
-	"encoding/hex"
 	"fmt"
 	"math"
 	"regexp"
@@ -32,11 +31,10 @@ func text(into *string, what string, limit int) value {
 
 // matching is text of one pattern.
 func matching(into *string, what, re, advice string) value {
-	compiled := regexp.MustCompile(re)
 	return scalar[string]{into, form[string]{
 		what: what,
 		parse: func(_ *decoder, s string) (string, *fault) {
-			if !compiled.MatchString(s) {
+			if !regexp.MustCompile(re).MatchString(s) {
 				return "", &fault{codeText, quote(s) + " is not " + what, advice}
 			}
 			return s, nil
@@ -171,74 +169,4 @@ func instant(into *time.Time) value {
 		},
 		props: map[string]any{"type": "string", "anyOf": []any{map[string]any{"format": "date"}, map[string]any{"format": "date-time"}}},
 	}}
-}
-
-// The forms of selectors' values. Each gives the canonical spelling, which attestation compares byte by byte.
-
-func numericID() form[string] {
-	return form[string]{
-		what: "a number from 0 to 4294967294",
-		tags: []string{"!!int"},
-		parse: func(_ *decoder, s string) (string, *fault) {
-			n, err := strconv.ParseUint(s, 10, 32)
-			if err != nil || strconv.FormatUint(n, 10) != s || n == math.MaxUint32 {
-				advice := "write the decimal number"
-				if s != "" && (s[0] < '-' || s[0] > '9') {
-					advice += ": a name can be given to another number later; id -u NAME or id -g NAME shows it"
-				}
-				return "", &fault{codeSelector, quote(s) + " is not a numeric user or group", advice}
-			}
-			return s, nil
-		},
-		props: map[string]any{"type": []string{"integer", "string"}, "minimum": 0, "maximum": uint32(math.MaxUint32 - 1), "pattern": "^(0|[1-9][0-9]*)$"},
-	}
-}
-
-// unitName is the name of a unit that can hold processes. Its syntax is systemd's (systemd.unit(5)).
-func unitName() form[string] {
-	const re = `^[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\-]+)?\.(service|scope)$`
-	valid := regexp.MustCompile(re)
-	return form[string]{
-		what: "a .service or .scope unit",
-		parse: func(_ *decoder, s string) (string, *fault) {
-			base := strings.TrimSuffix(strings.TrimSuffix(s, ".service"), ".scope")
-			switch {
-			case valid.MatchString(s) && len(s) <= 255:
-				return s, nil
-			case strings.HasSuffix(base, "@") && base != s:
-				return "", &fault{codeSelector, quote(s) + " is a template; no process runs in it", "name the instance, as in " + base + "1" + strings.TrimPrefix(s, base)}
-			case !strings.Contains(s, ".") && valid.MatchString(s+".service"):
-				return "", &fault{codeSelector, quote(s) + " is not the full name of a unit", "did you mean " + quote(s+".service") + "?"}
-			}
-			return "", &fault{codeSelector, quote(s) + " is not the name of a .service or .scope unit", "systemctl status PID shows the unit of a process"}
-		},
-		props: map[string]any{"type": "string", "pattern": re, "maxLength": 255},
-	}
-}
-
-func exePath() form[string] {
-	return form[string]{
-		what: "an absolute path",
-		parse: func(_ *decoder, s string) (string, *fault) {
-			if !isClean(s) {
-				return "", &fault{codePath, quote(s) + " is not an absolute path in its plain form", "write the path that readlink /proc/PID/exe shows"}
-			}
-			return s, nil
-		},
-		props: map[string]any{"type": "string", "pattern": "^/"},
-	}
-}
-
-func digest() form[string] {
-	return form[string]{
-		what: "64 hex digits",
-		tags: []string{"!!int", "!!float"}, // YAML takes 64 digits for a number, with one e among them, too
-		parse: func(_ *decoder, s string) (string, *fault) {
-			if b, err := hex.DecodeString(s); err != nil || len(b) != 32 {
-				return "", &fault{codeSelector, fmt.Sprintf("a SHA-256 has 64 hex digits; this is %d characters", len([]rune(s))), "copy what sha256sum FILE prints"}
-			}
-			return strings.ToLower(s), nil
-		},
-		props: map[string]any{"type": "string", "pattern": "^[0-9A-Fa-f]{64}$"},
-	}
 }

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"go.yaml.in/yaml/v4"
 )
 
 // The table of everything that may be written. Each function lists the keys of one mapping and where their values
@@ -314,78 +313,4 @@ func zone(into *string) value {
 	}
 	named.form.props = map[string]any{"type": "string", "maxLength": 253}
 	return named
-}
-
-// selector is one fact of an entry's `select:`, or several of one type.
-type selector struct {
-	into *[]Selector
-	kind string
-	form form[string]
-	many bool
-}
-
-// selectors is the table of what can be attested of a process.
-func selectors(into *[]Selector) keys {
-	one := func(kind string, f form[string]) value { return selector{into: into, kind: kind, form: f} }
-	return keys{
-		noun: "selector", unknown: codeUnknownSelector,
-		list: []key{
-			{name: "unix.uid", value: one("unix.uid", numericID()), example: "991",
-				doc: "The effective user. A boundary: no process can take it on unaided."},
-			{name: "unix.gid", value: one("unix.gid", numericID()), example: "991",
-				doc: "The effective group."},
-			{name: "unix.group", value: selector{into: into, kind: "unix.group", form: numericID(), many: true}, example: "[27]",
-				doc: "Supplementary groups, all of which the process must have."},
-			{name: "systemd.unit", value: one("systemd.unit", unitName()), example: "portal.service",
-				doc: "The unit of the system's own service manager. A boundary: only root can put a process there."},
-			{name: "systemd.user_unit", value: one("systemd.user_unit", unitName()), example: "portal.service",
-				doc: "The unit of a user's own manager. That user can name it freely, so it is weak, and needs unix.uid beside it."},
-			{name: "exe.path", value: one("exe.path", exePath()), example: "/usr/bin/portal",
-				doc: "The path of the executable. An interpreter is itself, not its script."},
-			{name: "exe.sha256", value: one("exe.sha256", digest()), example: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-				doc: "The SHA-256 of the executable, in hex. It must be changed with each update of the program."},
-		},
-		refused: map[string]fault{
-			"launch": {codeLaunch, `the selector "launch" cannot be used in config: it is for children that Ward itself has started`, "select by unix.uid or systemd.unit"},
-		},
-	}
-}
-
-func (s selector) decode(d *decoder, n *yaml.Node, path string) {
-	if !s.many || n.Kind != yaml.SequenceNode {
-		s.one(d, n, path)
-		return
-	}
-	if len(n.Content) == 0 {
-		d.failNode(n, path, fault{codeMissing, "the list " + quote(s.kind) + " is empty", "name at least one, or remove the key"})
-	}
-	for _, item := range n.Content {
-		s.one(d, item, path)
-	}
-}
-
-func (s selector) one(d *decoder, n *yaml.Node, path string) {
-	var v string
-	errs := len(d.errs)
-	scalar[string]{&v, s.form}.decode(d, n, path)
-	if len(d.errs) > errs {
-		return
-	}
-	sel := Selector{s.kind, v}
-	for _, other := range *s.into {
-		if other == sel {
-			d.failNode(n, path, fault{codeRepeated, quote(v) + " is listed twice", "remove one"})
-			return
-		}
-	}
-	*s.into = append(*s.into, sel)
-}
-
-func (s selector) complete(*decoder, string) {}
-
-func (s selector) words() string {
-	if s.many {
-		return s.form.what + ", or a list of such"
-	}
-	return s.form.what
 }

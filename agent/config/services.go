@@ -1,0 +1,139 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+func (d *decoder) services(c *Config, dir directory) {
+	names := make(map[string]string)
+	for i := range c.Services {
+		s, at := &c.Services[i], fmt.Sprintf("services[%d]", i)
+		if s.Name != "" && d.ok(at+".name") {
+			d.unique(names, s.Name, at+".name", codeSameName, "the name "+quote(s.Name)+" is already a service's")
+			d.serviceName(c, s.Name, at+".name")
+		}
+		if d.ok(at+".id") && !s.ID.IsZero() {
+			if n, taken := dir.index[s.ID]; taken {
+				d.failAt(at+".id", fault{codeServiceIsWorkload, s.ID.Path() + " is a workload's ID, so that workload could answer as the service",
+					"give the service an ID of its own; the workload is at " + d.whereFrom(at, fmt.Sprintf("workloads[%d].id", n))})
+			}
+		}
+		d.noRepeats(s.Addresses, at+".addresses")
+		callers := d.references(s.Callers, at+".callers", dir, c)
+		for j := range s.Callers {
+			if w := callers[j]; w != nil && !w.Proxy && d.ok(fmt.Sprintf("workloads[%d].proxy", dir.index[w.ID])) {
+				d.failAt(fmt.Sprintf("%s.callers[%d]", at, j), fault{codeNotLent, w.ID.Path() + " does not lend its identity to the proxy, so it cannot call",
+					"add proxy: true to the workload at " + d.whereFrom(at, fmt.Sprintf("workloads[%d]", dir.index[w.ID]))})
+			}
+		}
+		d.exchange(c, s, at, callers)
+		switch listen, upstream := d.set(at+".listen"), d.set(at+".upstream"); {
+		case listen && !upstream:
+			d.failAt(at+".listen", fault{codeHalfServed, "the service has listen but no upstream", "add upstream: {address: unix:/path/to/socket}, or remove listen where another host serves it"})
+		case upstream && !listen:
+			d.failAt(at+".upstream", fault{codeHalfServed, "the service has upstream but no listen", "add listen: 10.0.0.5:8443, or remove upstream where another host serves it"})
+		}
+	}
+}
+
+func (d *decoder) serviceName(c *Config, name, at string) {
+	if c.Mesh.Zone != "" && d.ok("mesh.zone") && !strings.HasSuffix(name, "."+c.Mesh.Zone) {
+		d.failAt(at, fault{codeOutsideZone, fmt.Sprintf("%s is not below the zone %s", quote(name), c.Mesh.Zone), "name it, for example, " + strings.Split(name, ".")[0] + "." + c.Mesh.Zone + ", or change mesh.zone"})
+	}
+	if c.Mesh.Sockets != "" && d.ok("mesh.sockets") {
+		if p := filepath.Join(c.Mesh.Sockets, name+".sock"); len(p) > longestSocket {
+			d.failAt(at, fault{codePath, fmt.Sprintf("the service's socket %s has %d bytes; %d are possible", quote(p), len(p), longestSocket), "shorten mesh.sockets or the name"})
+		}
+	}
+}
+
+// exchange checks that a request cannot outlast the certificates that it travels under. A connection is used only
+// while both SVIDs outlive max_exchange, and they are renewed at half of their life: a third leaves room.
+func (d *decoder) exchange(c *Config, s *Service, at string, callers map[int]*Workload) {
+	if !d.ok(at+".max_exchange") || !d.ok("authority.x509_ttl") {
+		return
+	}
+	shortest, whose := c.Authority.X509TTL, "authority.x509_ttl"
+	for i := range s.Callers {
+		w := callers[i]
+		if w != nil && w.SVID.X509TTL != 0 && w.SVID.X509TTL < shortest {
+			shortest, whose = w.SVID.X509TTL, "the x509_ttl of "+w.ID.Path()
+		}
+	}
+	if s.MaxExchange > shortest/3 {
+		d.failAt(at+".max_exchange", fault{codeLongExchange,
+			fmt.Sprintf("max_exchange is %s, more than a third of the shortest SVID's life: %s is %s", Duration(s.MaxExchange), whose, Duration(shortest)),
+			fmt.Sprintf("set max_exchange to at most %s, or make that SVID live longer", Duration((shortest / 3).Truncate(time.Second)))})
+	}
+}
+
+// listeners refuses two uses of one address or socket on this host.
+func (d *decoder) listeners(c *Config) {
+	type use struct {
+		path string
+		addr netip.AddrPort
+	}
+	var uses []use
+	add := func(path string, addr netip.AddrPort) {
+		if addr.IsValid() && d.ok(path) {
+			uses = append(uses, use{path, addr})
+		}
+	}
+	add("mesh.listen", c.Mesh.Listen)
+	add("mesh.dns", c.Mesh.DNS)
+	add("monitor.metrics", c.Monitor.Metrics)
+	for i, s := range c.Services {
+		add(fmt.Sprintf("services[%d].listen", i), s.Listen)
+	}
+	slices.SortStableFunc(uses, func(a, b use) int { return cmp.Compare(a.addr.Port(), b.addr.Port()) })
+	for i, u := range uses {
+		for j := i - 1; j >= 0 && uses[j].addr.Port() == u.addr.Port(); j-- {
+			first := uses[j]
+			// A wildcard address takes the port on every address.
+			if first.addr.Addr() == u.addr.Addr() || first.addr.Addr().IsUnspecified() || u.addr.Addr().IsUnspecified() {
+				d.clash(u.path, first.path, u.addr.String())
+				break
+			}
+		}
+	}
+
+	sockets := make(map[string]string)
+	addSocket := func(path, socket string) {
+		if socket == "" || !d.ok(path) {
+			return
+		}
+		if first, taken := sockets[socket]; taken {
+			d.clash(path, first, socket)
+			return
+		}
+		sockets[socket] = path
+	}
+	addSocket("agent.socket", c.Agent.Socket)
+	addSocket("admin.socket", c.Admin.Socket)
+	for i, s := range c.Services {
+		if c.Mesh.Sockets != "" && s.Name != "" {
+			addSocket(fmt.Sprintf("services[%d].name", i), filepath.Join(c.Mesh.Sockets, s.Name+".sock"))
+		}
+	}
+}
+
+// clash reports two uses of one address. The error stands where a file says so; a default has no place.
+func (d *decoder) clash(path, first, address string) {
+	if !d.set(path) {
+		path, first = first, path
+	}
+	if d.failed[path] && strings.HasSuffix(path, ".name") {
+		return // two services of one name have one socket; the name says it already
+	}
+	where := first + ", which is the default"
+	if d.set(first) {
+		where = first + " at " + d.whereFrom(path, first)
+	}
+	d.failAt(path, fault{codeClash, fmt.Sprintf("%s clashes with %s", quote(address), where), "use another address for one of them"})
+}
