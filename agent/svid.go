@@ -110,7 +110,7 @@ func (cmd svidX509Command) show(c *console, got *workloadapi.X509Context) error 
 		if s.Hint != "" {
 			note += "  hint " + s.Hint
 		}
-		if _, err := fmt.Fprintf(c.out, "%s  until %s  serial %x%s\n", s.ID, leaf.NotAfter.UTC().Format(time.RFC3339), leaf.SerialNumber, note); err != nil {
+		if _, err := fmt.Fprintf(c.out, "%s  until %s  serial %032x%s\n", s.ID, leaf.NotAfter.UTC().Format(time.RFC3339), leaf.SerialNumber, note); err != nil {
 			return err
 		}
 	}
