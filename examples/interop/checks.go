@@ -20,7 +20,7 @@ const (
 func (w *world) checks(ctx context.Context) {
 	for _, group := range []func(context.Context){
 		w.checkIdentity, w.checkNames, w.checkKit, w.checkCurl, w.checkRefusals, w.checkPatient, w.checkForgery,
-		w.checkOperator, w.checkRollOver, w.checkDrain, w.checkTrail,
+		w.checkOperator, w.checkRollOver, w.checkDrain, w.checkTrail, w.checkPrivacy,
 	} {
 		if ctx.Err() != nil {
 			return
@@ -42,7 +42,7 @@ func (w *world) checkIdentity(ctx context.Context) {
 		Error      string   `json:"error"`
 	}
 	ask := func(uid int) (got identity, err error) {
-		r, err := w.run(ctx, program{uid: uid, argv: []string{w.at("python", "home", "bin", "python3"), "-I", w.at("python", "identity.py"), w.at("python", "site")},
+		r, err := w.run(ctx, program{uid: uid, argv: []string{w.at("python", "home", "bin", "python3"), "-IS", w.at("python", "identity.py"), w.at("python", "site")},
 			env: []string{"SPIFFE_ENDPOINT_SOCKET=" + w.workloadAPI(), "LD_LIBRARY_PATH=" + w.at("python", "home", "lib")}})
 		if err != nil {
 			return got, err

@@ -131,6 +131,7 @@ func (w *world) token(ctx context.Context, client string, form url.Values) (stri
 	if got.Token == "" {
 		return "", fmt.Errorf("no token for %s: %s %s", client, got.Error, got.Description)
 	}
+	w.tokens = append(w.tokens, got.Token)
 	return got.Token, nil
 }
 

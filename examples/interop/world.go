@@ -43,6 +43,7 @@ type world struct {
 	provider, fhir, daemon *process
 
 	answered []string // every decision id that a caller has read from an answer
+	tokens   []string // every access token that the provider has handed out
 }
 
 // clinic is node/clinic.json, which the provider reads too.

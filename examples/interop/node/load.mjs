@@ -14,7 +14,7 @@ const observation = JSON.stringify({
 });
 const calls = [
   ['GET', '/Patient/example'],
-  ['GET', '/Observation?patient=example&_count=3'],
+  ['GET', '/Condition?patient=Patient/example&_count=3'],
   ['POST', '/Observation', observation],
   ['DELETE', '/Patient/pat2'],
 ];

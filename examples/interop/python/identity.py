@@ -3,13 +3,13 @@
 It finds the socket by SPIFFE_ENDPOINT_SOCKET, fetches its X.509-SVID and the bundles, and verifies the chain from its
 certificate to the bundle with the cryptography package. It writes one JSON object.
 
-usage: python3 -I identity.py SITE-PACKAGES
+usage: python3 -IS identity.py SITE-PACKAGES
 """
 
 import json
 import sys
 
-sys.path.append(sys.argv[1])
+sys.path.insert(0, sys.argv[1])  # before what the machine has of the same names
 
 from cryptography import x509  # noqa: E402
 from cryptography.hazmat.primitives import serialization  # noqa: E402
