@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/signal"
 	"syscall"
@@ -46,6 +47,8 @@ func main() {
 	defer stop()
 	// A reader that has gone away (ward audit tail | head) is an error of the write, which ends the command in order.
 	signal.Ignore(syscall.SIGPIPE)
+	// net/http quotes what a server sends unasked in the standard logger, and nobody may read patients' data there.
+	log.SetOutput(io.Discard)
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 

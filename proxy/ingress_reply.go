@@ -38,8 +38,11 @@ func (c *inbound) forward() error {
 		return upstreamFailure(c.x.Context(), c.ctx, err)
 	}
 	c.reply = reply
-	if reply.Status >= 300 && reply.Status < 400 && reply.Status != 304 {
-		return Refuse(CauseUpstreamReply, "the FHIR server redirects (%d)", reply.Status)
+	switch s := reply.Status; {
+	case s < 200 || s > 599: // RFC 9110 §15
+		return Refuse(CauseUpstreamReply, "the FHIR server answers %d, which is no status", s)
+	case s >= 300 && s < 400 && s != 304:
+		return Refuse(CauseUpstreamReply, "the FHIR server redirects (%d)", s)
 	}
 	if err := fhir.PlainCoding(one(reply.Header.Values("Content-Encoding"))); err != nil {
 		return Refuse(CauseUpstreamReply, "the FHIR server encodes its reply unasked")
@@ -52,8 +55,11 @@ func (c *inbound) check() error {
 		return nil
 	}
 	body, err := io.ReadAll(io.LimitReader(c.reply.Body, c.MaxReply+1))
-	if err != nil {
-		return Refuse(CauseUpstreamReply, "the reply ended early: %w", err)
+	switch {
+	case c.ctx.Err() != nil:
+		return upstreamFailure(c.x.Context(), c.ctx, err)
+	case err != nil:
+		return Refuse(CauseUpstreamReply, "the reply ended early")
 	}
 	if int64(len(body)) > c.MaxReply {
 		return Refuse(CauseUpstreamReply, "the reply exceeds %d bytes", c.MaxReply)
@@ -67,15 +73,23 @@ func (c *inbound) check() error {
 		return Refuse(CauseUpstreamReply, "%s", err)
 	}
 	if facts.Withhold {
-		if c.facts.Grant.Confined && c.act.Kind != fhir.Search {
-			return Refuse(CauseReplyOutside, "the FHIR server answered %d", c.reply.Status)
-		}
-		return Refuse(CauseUpstreamReply, "the FHIR server answered %d, and its words are not passed on", c.reply.Status)
+		return c.withheld()
 	}
 	c.patients = facts.Patients
 	_ = c.reply.Body.Close()
 	c.reply.Body, c.reply.Length = newBytes(body), int64(len(body))
 	return c.append(StageIntent)
+}
+
+// withheld is the answer in place of the server's refusal or fault. A caller who is confined to a patient learns no
+// more than from an honest 404; but that the server is busy or broken says nothing of what it holds, and an
+// application that took it for absence would do harm.
+func (c *inbound) withheld() error {
+	s := c.reply.Status
+	if c.facts.Grant.Confined && c.act.Kind != fhir.Search && s < 500 && s != 408 && s != 429 {
+		return Refuse(CauseReplyOutside, "the FHIR server answered %d", s)
+	}
+	return Refuse(CauseUpstreamReply, "the FHIR server answered %d, and its words are not passed on", s)
 }
 
 // release hands the reply to the caller once the trail holds the intent durably, and records how it ended.

@@ -112,10 +112,12 @@ func recordRefusal(log Recorder, rec *Record) {
 	_ = receipt.Wait(ctx)
 }
 
-// upstreamFailure says why a request got no reply.
+// upstreamFailure says why a request got no reply. The engine's errors quote what it could not read, which may be
+// anything: only those of the network get into the record.
 func upstreamFailure(caller, exchange context.Context, err error) error {
 	var refusal *Refusal
 	var ne net.Error
+	var op *net.OpError
 	switch {
 	case errors.As(err, &refusal):
 		return refusal
@@ -123,8 +125,10 @@ func upstreamFailure(caller, exchange context.Context, err error) error {
 		return Refuse(CauseTimeout, "the caller went away")
 	case exchange.Err() != nil || errors.As(err, &ne) && ne.Timeout():
 		return Refuse(CauseUpstreamTimeout, "no reply in time")
+	case errors.As(err, &op):
+		return Refuse(CauseUpstream, "%w", op)
 	}
-	return Refuse(CauseUpstream, "%w", err)
+	return Refuse(CauseUpstream, "the connection gave no acceptable HTTP reply")
 }
 
 // newBytes is a body that is already here.

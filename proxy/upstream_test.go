@@ -45,12 +45,7 @@ type upstream struct {
 	running  sync.WaitGroup
 }
 
-func newUpstream(t testing.TB) *upstream {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+func newUpstream(t testing.TB, l net.Listener) *upstream {
 	u := &upstream{Listener: l, conns: map[net.Conn]bool{}, closed: make(chan struct{}, 1024)}
 	u.says(fhirReply)
 	u.running.Add(1)
@@ -83,6 +78,15 @@ func newUpstream(t testing.TB) *upstream {
 		u.running.Wait()
 	})
 	return u
+}
+
+func listen(t testing.TB) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // script makes answer write every reply; keep says whether the connection goes on.

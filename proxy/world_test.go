@@ -159,13 +159,10 @@ func newWorld(t testing.TB, s setup) *world {
 		s.dir = t.TempDir()
 	}
 	ca := newAuthority(t, "clinic.test")
-	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t),
+	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t, listen(t)),
 		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: &observer{}, denied: &denials{}}
 	w.portal, w.ehr = w.process("/app/portal"), w.process("/app/ehr")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t)
 	w.address = l.Addr().String()
 	w.service = &proxy.Service{Name: serviceName, ID: w.self.svid.Load().ID, Addresses: []string{w.address},
 		Callers: []spiffeid.ID{w.portal.id, w.ehr.id}, Base: "/fhir", MaxExchange: time.Minute}
@@ -248,10 +245,7 @@ func (w *world) serve(s *wire.Server, l net.Listener) {
 // local opens egress to a process, on its shared listener or on a service's own, and gives the address.
 func (w *world) local(p *process, service *proxy.Service) string {
 	w.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.Fatal(err)
-	}
+	l := listen(w)
 	w.serve(w.egress.Server(service), localListener{l, p})
 	return l.Addr().String()
 }

@@ -99,6 +99,10 @@ func (c *Client) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 	out := make(Header, 0, len(resp.Header))
 	named := connectionOptions(resp.Header)
 	for name, values := range resp.Header {
+		if !isToken(name) { // RFC 9112 §5.1: `Content-Length : 5` is another length to another reader
+			_ = resp.Body.Close()
+			return nil, errors.New("wire: the reply has a field whose name is none")
+		}
 		if HopByHop(name) || named[strings.ToLower(name)] {
 			continue
 		}
@@ -107,6 +111,17 @@ func (c *Client) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 		}
 	}
 	return &Response{Status: resp.StatusCode, Header: out, Body: resp.Body, Length: resp.ContentLength}, nil
+}
+
+// isToken reports whether s is a token (RFC 9110 §5.6.2).
+func isToken(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
+			return false
+		}
+	}
+	return s != ""
 }
 
 // CloseIdle closes the connections that no exchange is using.

@@ -120,17 +120,24 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	a.handling.Store(true)
 	body := &arriving{ReadCloser: r.Body}
 	body.ended.Store(r.ContentLength == 0)
+	var end time.Time // of the exchange; zero when it has none
 	x := NewExchange(r.Context(), received(r, body), a.value, r.RemoteAddr, func(resp *Response) (int64, error) {
 		if !body.ended.Load() {
 			// The engine reads on for a while, so that the peer gets to see the answer. A peer that sends nothing
 			// must not keep it waiting.
 			_ = a.SetReadDeadline(time.Now().Add(readGrace))
 		}
+		if now := time.Now(); !end.IsZero() {
+			if now.After(end) {
+				end = now
+			}
+			_ = a.SetWriteDeadline(end.Add(writeGrace))
+		}
 		return commit(w, r, resp)
 	})
 	x.until = func(t time.Time) {
+		end = t
 		_ = a.SetReadDeadline(t.Add(readGrace))
-		_ = a.SetWriteDeadline(t.Add(writeGrace))
 	}
 	func() {
 		defer func() {
@@ -162,7 +169,7 @@ func (b *arriving) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// How long after an exchange's end its reads and writes fail: time to notice the end otherwise, and to say so.
+// How long after an exchange's end its reads fail, and its writes: time to notice the end otherwise, and to say so.
 const (
 	readGrace  = time.Second
 	writeGrace = 5 * time.Second
