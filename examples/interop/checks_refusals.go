@@ -170,7 +170,7 @@ func (w *world) checkPatient(ctx context.Context) {
 			}
 			for _, e := range r.Entry {
 				if e.Resource.Subject.Reference != "Patient/example" {
-					return "", fmt.Errorf("Observation/%s is about %s", e.Resource.ID, e.Resource.Subject.Reference)
+					return "", fmt.Errorf("found Observation/%s, which is about %s", e.Resource.ID, e.Resource.Subject.Reference)
 				}
 			}
 			s, err := w.seen(a.decision())
