@@ -208,9 +208,13 @@ func (d *Daemon) openIngress(ctx context.Context, g *errgroup.Group) (func(conte
 	}, nil
 }
 
+// upstreamIdle is how long a connection to a FHIR server is kept unused: less than what servers allow themselves
+// (Node closes after 5 s). A write on a connection that is being closed has an unknown fate, and is not retried.
+const upstreamIdle = 4 * time.Second
+
 // upstream sends requests to a FHIR server.
 func upstream(u proxy.Upstream) *wire.Client {
-	return wire.NewClient(wire.ClientOptions{Dial: func(ctx context.Context) (net.Conn, error) {
+	return wire.NewClient(wire.ClientOptions{IdleTimeout: upstreamIdle, Dial: func(ctx context.Context) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, u.Network, u.Address)
 	}})
 }
