@@ -43,7 +43,13 @@ func NewClient(o ClientOptions) *Client {
 		o.HeadBytes = 64 << 10
 	}
 	return &Client{&http.Transport{
-		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return o.Dial(ctx) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := o.Dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return newSolicited(conn), nil
+		},
 		DisableCompression:     true,
 		MaxIdleConns:           o.MaxIdle,
 		MaxIdleConnsPerHost:    o.MaxIdle,
@@ -87,7 +93,7 @@ func (c *Client) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 		Body:          body(r),
 		ContentLength: r.Length,
 		Proto:         "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}).WithContext(ctx)
+	}).WithContext(claiming(ctx))
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return nil, err
