@@ -29,6 +29,7 @@ const (
 var faults = map[Cause]fault{
 	CauseNoIdentity:     {401, fhir.IssueLogin, "This process has no identity here.", thisProcess, "SPIFFE"},
 	CausePeerChanged:    {401, fhir.IssueLogin, "This process is no longer the one that connected.", "Connect again. " + askOperator, "SPIFFE"},
+	CauseIdentityEnding: {503, fhir.IssueTransient, "This application's identity is about to end and has not been renewed.", "Try again in a few seconds. Your operator can run: ward status. ", ""},
 	CauseDenyList:       {403, fhir.IssueForbidden, "This application may not make calls.", noRetry, ""},
 	CauseUnknownService: {404, fhir.IssueNotFound, "No service of that name is known here.", "Check the host name of the request. " + askOperator, ""},
 	CauseNotACaller:     {403, fhir.IssueForbidden, "This application may not call this service.", noRetry, ""},

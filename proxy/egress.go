@@ -64,6 +64,7 @@ type outbound struct {
 	service  *Service
 	target   string
 	request  *wire.Request
+	body     *source
 	reply    *wire.Response
 }
 
@@ -174,7 +175,8 @@ func (c *outbound) rebuild() error {
 		return err
 	}
 	h := append(passOn(r.Header), wire.Field{Name: HeaderDecision, Value: c.decision})
-	c.request = &wire.Request{Method: r.Method, Target: c.target, Host: c.service.Name, Header: h, Body: r.Body, Length: r.Length}
+	c.body = &source{Reader: r.Body}
+	c.request = &wire.Request{Method: r.Method, Target: c.target, Host: c.service.Name, Header: h, Body: c.body, Length: r.Length}
 	return nil
 }
 
@@ -188,6 +190,9 @@ func (c *outbound) forward() error {
 		return err
 	}
 	if c.reply, err = client.RoundTrip(c.ctx, c.request); err != nil {
+		if own := c.body.fault(); own != nil && c.x.Context().Err() == nil {
+			return own
+		}
 		return upstreamFailure(c.x.Context(), c.ctx, err)
 	}
 	return nil

@@ -34,6 +34,7 @@ func (r *Refusal) Unwrap() error { return r.Err }
 const (
 	CauseNoIdentity      Cause = "no-identity"      // the local process matches no entry
 	CausePeerChanged     Cause = "peer-changed"     // the process exited or replaced itself
+	CauseIdentityEnding  Cause = "identity-ending"  // the caller's SVID ends too soon for a call to begin
 	CauseDenyList        Cause = "deny-list"        // the operator has denied this identity
 	CauseUnknownService  Cause = "unknown-service"  // no service has that mesh name
 	CauseNotACaller      Cause = "not-a-caller"     // the workload may not call the service

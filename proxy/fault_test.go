@@ -32,6 +32,7 @@ var causes = map[proxy.Cause]struct {
 }{
 	"no-identity":      {401, "login", "SPIFFE"},
 	"peer-changed":     {401, "login", "SPIFFE"},
+	"identity-ending":  {503, "transient", ""},
 	"deny-list":        {403, "forbidden", ""},
 	"unknown-service":  {404, "not-found", ""},
 	"not-a-caller":     {403, "forbidden", ""},

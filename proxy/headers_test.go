@@ -2,18 +2,14 @@ package proxy_test
 
 import (
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/hex"
 	"fmt"
 	"net"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/wardmesh/ward/proxy"
 )
 
 // forged are fields by which a caller could pass for another, or turn a request into another one: PROXY 10 and 17, and
@@ -38,10 +34,7 @@ func spellings(name string) []string {
 func TestForgedFieldsAreStripped(t *testing.T) {
 	t.Run("egress", func(t *testing.T) {
 		w := newWorld(t, setup{})
-		// In place of ingress stands what records what egress sends.
-		next := newUpstream(t, tls.NewListener(listen(t), proxy.ServerTLS(w.self, time.Now)))
-		next.always(reply(200, "", "Ward-Decision: "+someDecision))
-		w.service.Addresses = []string{next.Addr().String()}
+		next := w.nextWard(w.self.svid.Load())
 		w.tryForged(t, next, (*world).dialEgress, "Ward-Decision", "User-Agent", "Accept", "Authorization", "X-Custom")
 	})
 	t.Run("ingress", func(t *testing.T) {

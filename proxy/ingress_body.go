@@ -62,10 +62,13 @@ func (c *inbound) readBody(r *wire.Request) ([]byte, error) {
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, c.MaxBody+1))
 	if err != nil {
-		if c.ctx.Err() != nil {
+		switch {
+		case c.x.Context().Err() != nil:
+			return nil, Refuse(CauseTimeout, "the caller went away")
+		case c.ctx.Err() != nil:
 			return nil, Refuse(CauseTimeout, "the body did not arrive in time")
 		}
-		return nil, Refuse(CauseMalformed, "the body ended early")
+		return nil, Refuse(CauseMalformed, "the body ended early, or is not framed as HTTP")
 	}
 	if int64(len(body)) > c.MaxBody {
 		return nil, Refuse(CauseTooLarge, "more than %d bytes", c.MaxBody)

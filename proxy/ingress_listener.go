@@ -13,7 +13,7 @@ import (
 )
 
 // Peer is what the listener knows of an ingress connection once its handshake is done: the caller's verified
-// identity. The connection ends with the certificate.
+// identity. The connection ends with the first of its two certificates.
 type Peer struct {
 	ID    spiffeid.ID
 	Leaf  *x509.Certificate
@@ -31,7 +31,11 @@ func (in *Ingress) Server() *wire.Server {
 				return nil, err
 			}
 			leaf := state.PeerCertificates[0]
-			return &Peer{ID: id, Leaf: leaf, timer: time.AfterFunc(leaf.NotAfter.Sub(in.Now()), func() { _ = c.Close() })}, nil
+			end, err := in.connectionEnd(leaf)
+			if err != nil {
+				return nil, err
+			}
+			return &Peer{ID: id, Leaf: leaf, timer: time.AfterFunc(end.Sub(in.Now()), func() { _ = c.Close() })}, nil
 		},
 		Closed: func(conn any) { conn.(*Peer).timer.Stop() },
 		Failed: func(remote net.Addr, err error) {
@@ -43,6 +47,19 @@ func (in *Ingress) Server() *wire.Server {
 		},
 		Defect: func(stack []byte) { in.Observe.Defect(HopIngress, stack) },
 	}
+}
+
+// connectionEnd is when the first of a connection's two SVIDs ends. The ward's own is taken as it is now: should it have
+// been renewed since the handshake, the one in use still has the time that renewing early leaves.
+func (in *Ingress) connectionEnd(leaf *x509.Certificate) (time.Time, error) {
+	self, err := in.Self.GetX509SVID()
+	if err != nil {
+		return time.Time{}, err
+	}
+	if own := self.Certificates[0].NotAfter; own.Before(leaf.NotAfter) {
+		return own, nil
+	}
+	return leaf.NotAfter, nil
 }
 
 // outside records a refusal that happened before there was a request, and gives the answer.

@@ -82,6 +82,11 @@ func TestNumberedRefusals(t *testing.T) {
 	for _, trick := range []string{"..", ".", "%2e", "%2e%2e", "%252e", "%2f", "%5c", `\`, ";", "a;b", "%3b", "%00", "a/../b", "a//"} {
 		rows = append(rows, row{"16 " + trick, request("GET /fhir/Patient/"+trick, ""), proxy.CauseMalformed, proxy.HopIngress})
 	}
+	for name, chunk := range map[string]string{"bare LF": "1\nx\n0\n\n", "0x": "0x1\r\nx\r\n0\r\n\r\n", "a sign": "+1\r\nx\r\n0\r\n\r\n", "a space": " 1\r\nx\r\n0\r\n\r\n",
+		"overflow": "fffffffffffffffff\r\nx\r\n0\r\n\r\n", "missing CRLF": "1\r\nxy\r\n0\r\n\r\n"} {
+		rows = append(rows, row{"4 chunk size with " + name, request("POST /fhir/Observation", "", "Content-Type: application/fhir+json",
+			"Transfer-Encoding: chunked") + chunk, proxy.CauseMalformed, ""})
+	}
 	for _, h := range hops {
 		t.Run(string(h.name), func(t *testing.T) {
 			w := newWorld(t, setup{})

@@ -18,7 +18,8 @@ import (
 
 // Pool keeps mTLS connections between wards. A connection belongs to one source SVID and one destination: its key
 // holds the SVID's serial, so a rotated SVID starts anew while calls on the old connections end in peace, and no
-// workload ever rides on another's connection.
+// workload ever rides on another's connection. No call begins on a connection that one of its two SVIDs would end
+// before the call's own time is over.
 type Pool struct {
 	dial func(ctx context.Context, address string) (net.Conn, error)
 	now  func() time.Time
@@ -36,7 +37,10 @@ type poolKey struct {
 
 type pooled struct {
 	client          *wire.Client
+	service         *Service // as it was when the first connection was made
 	issued, expires time.Time
+	// until is when the first of its connections comes within max_exchange of an SVID's end, in Unix nanoseconds.
+	until atomic.Int64
 	// bundle is the newest that a caller of this identity has brought along.
 	bundle atomic.Pointer[x509bundle.Bundle]
 }
@@ -58,14 +62,25 @@ func (p *Pool) Client(caller Caller, s *Service) (RoundTripper, error) {
 	}
 	leaf := svid.Certificates[0]
 	key := poolKey{svid.ID, leaf.SerialNumber.String(), s.ID, s.Name}
+	now := p.now()
+	// Pooled or new, a connection must not be cut under a call that keeps to its time.
+	if now.Add(s.MaxExchange).After(leaf.NotAfter) {
+		return nil, Refuse(CauseIdentityEnding, "the SVID of %s ends at %s, within the max_exchange of %s", svid.ID,
+			leaf.NotAfter.UTC().Format(time.RFC3339), s.Name)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	e, ok := p.clients[key]
+	if ok && (e.service != s || now.UnixNano() >= e.until.Load()) {
+		e.client.CloseIdle()
+		ok = false
+	}
 	if !ok {
-		e = &pooled{issued: leaf.NotBefore, expires: leaf.NotAfter}
+		e = &pooled{service: s, issued: leaf.NotBefore, expires: leaf.NotAfter}
+		e.until.Store(leaf.NotAfter.Add(-s.MaxExchange).UnixNano())
 		e.client = wire.NewClient(wire.ClientOptions{
 			// The connection outlives the caller's own, so it holds on to the SVID and not to the caller.
-			Dial: func(ctx context.Context) (net.Conn, error) { return p.connect(ctx, e.bundle.Load(), svid, s) },
+			Dial: func(ctx context.Context) (net.Conn, error) { return p.connect(ctx, e, svid, s) },
 		})
 		p.retire(key, e.issued)
 		p.clients[key] = e
@@ -98,11 +113,7 @@ func (p *Pool) Close() {
 
 // connect opens one connection: to the first address that answers, authenticated both ways, and only while both
 // SVIDs outlive the longest exchange that may start on it. It is cut when the first of them ends.
-func (p *Pool) connect(ctx context.Context, bundle *x509bundle.Bundle, svid *x509svid.SVID, s *Service) (net.Conn, error) {
-	end := svid.Certificates[0].NotAfter
-	if p.now().Add(s.MaxExchange).After(end) {
-		return nil, Refuse(CausePeerChanged, "the caller's SVID ends within the service's max_exchange")
-	}
+func (p *Pool) connect(ctx context.Context, e *pooled, svid *x509svid.SVID, s *Service) (net.Conn, error) {
 	var last error
 	for _, address := range s.Addresses {
 		raw, err := p.dial(ctx, address)
@@ -110,22 +121,33 @@ func (p *Pool) connect(ctx context.Context, bundle *x509bundle.Bundle, svid *x50
 			last = err
 			continue
 		}
-		conn := tls.Client(raw, ClientTLS(svid, bundle, s.ID, p.now))
+		conn := tls.Client(raw, ClientTLS(svid, e.bundle.Load(), s.ID, p.now))
 		if err := conn.HandshakeContext(ctx); err != nil {
 			_ = raw.Close()
 			last = fmt.Errorf("%s at %s: %w", s.ID, address, err)
 			continue
 		}
-		peer := conn.ConnectionState().PeerCertificates[0].NotAfter
-		if p.now().Add(s.MaxExchange).After(peer) {
+		now, end := p.now(), conn.ConnectionState().PeerCertificates[0].NotAfter
+		if now.Add(s.MaxExchange).After(end) {
 			_ = conn.Close()
 			last = fmt.Errorf("%s at %s: its SVID ends within max_exchange", s.ID, address)
 			continue
 		}
-		if peer.Before(end) {
-			end = peer
+		if end.After(e.expires) {
+			end = e.expires
 		}
-		return wire.Bounded(conn, end), nil
+		e.sooner(end.Add(-s.MaxExchange))
+		return wire.Bounded(conn, time.Now().Add(end.Sub(now))), nil
 	}
 	return nil, Refuse(CauseUpstream, "no address of %s can be used: %w", s.Name, last)
+}
+
+// sooner moves until to t if that is earlier.
+func (e *pooled) sooner(t time.Time) {
+	for n := t.UnixNano(); ; {
+		old := e.until.Load()
+		if n >= old || e.until.CompareAndSwap(old, n) {
+			return
+		}
+	}
 }

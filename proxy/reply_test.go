@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"crypto/tls"
 	"io"
 	"log"
 	"net"
@@ -316,9 +315,7 @@ func TestReplyWithoutADecisionIsNotRelayed(t *testing.T) {
 	for name, fields := range map[string][]string{"none": nil, "not an id": {"Ward-Decision: 7"}, "two": {"Ward-Decision: " + someDecision, "Ward-Decision: " + someDecision}} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, setup{})
-			next := newUpstream(t, tls.NewListener(listen(t), proxy.ServerTLS(w.self, time.Now)))
-			next.always(reply(200, observation("1", "a"), fields...))
-			w.service.Addresses = []string{next.Addr().String()}
+			w.nextWard(w.self.svid.Load()).always(reply(200, observation("1", "a"), fields...))
 			w.checkRefusal(t, w.call(w.portal, request("GET /fhir/Observation/1", "")), proxy.HopEgress, proxy.CauseUpstreamReply)
 		})
 	}

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -18,7 +19,8 @@ type received struct {
 	head string // without the empty line at its end
 	line string // METHOD target
 	body string
-	conn int // the how manyth connection it came by
+	conn int    // the how manyth connection it came by
+	peer string // the serial of the certificate at its other end, "" without TLS
 }
 
 // field gives every value of a field whose name, in exactly this spelling, stands in the head.
@@ -42,11 +44,12 @@ type upstream struct {
 	conns    map[net.Conn]bool
 	total    int
 	closed   chan struct{} // gets one value for each connection that the peer has ended
+	stopped  chan struct{} // closed when the test ends
 	running  sync.WaitGroup
 }
 
 func newUpstream(t testing.TB, l net.Listener) *upstream {
-	u := &upstream{Listener: l, conns: map[net.Conn]bool{}, closed: make(chan struct{}, 1024)}
+	u := &upstream{Listener: l, conns: map[net.Conn]bool{}, closed: make(chan struct{}, 1024), stopped: make(chan struct{})}
 	u.says(fhirReply)
 	u.running.Add(1)
 	go func() {
@@ -70,6 +73,7 @@ func newUpstream(t testing.TB, l net.Listener) *upstream {
 	}()
 	t.Cleanup(func() {
 		_ = l.Close()
+		close(u.stopped)
 		u.mu.Lock()
 		for c := range u.conns {
 			_ = c.Close()
@@ -127,6 +131,9 @@ func (u *upstream) serve(c net.Conn, n int) {
 		wire.Next(len(raw))
 		head, _, _ := strings.Cut(raw, "\r\n\r\n")
 		r := &received{raw: raw, head: head, line: req.Method + " " + req.RequestURI, body: string(body), conn: n}
+		if secure, ok := c.(*tls.Conn); ok {
+			r.peer = secure.ConnectionState().PeerCertificates[0].SerialNumber.String()
+		}
 		u.mu.Lock()
 		u.requests = append(u.requests, r)
 		answer := u.answer

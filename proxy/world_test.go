@@ -45,6 +45,15 @@ type clock struct{ moved atomic.Int64 }
 func (c *clock) Now() time.Time          { return time.Now().Add(time.Duration(c.moved.Load())) }
 func (c *clock) Advance(d time.Duration) { c.moved.Add(int64(d)) }
 
+// nextWard stands in ingress's place and records what egress sends it.
+func (w *world) nextWard(svid *x509svid.SVID) *upstream {
+	w.Helper()
+	u := newUpstream(w, tls.NewListener(listen(w), proxy.ServerTLS(newIdentity(svid, w.ca.bundle()), time.Now)))
+	u.always(reply(200, "", "Ward-Decision: "+someDecision))
+	w.service.Addresses = []string{u.Addr().String()}
+	return u
+}
+
 // denials is the operator's deny list.
 type denials struct {
 	mu  sync.Mutex
@@ -141,9 +150,10 @@ type world struct {
 	ingress  *wire.Server
 	egress   *proxy.Egress
 	pool     *proxy.Pool
-	portal   *process // may read, for its users
-	ehr      *process // may also write
-	address  string   // of the ingress
+	portal   *process                // may read, for its users
+	ehr      *process                // may also write
+	address  string                  // of the ingress
+	servers  map[string]*wire.Server // of egress, by address
 }
 
 // setup changes the world before it comes into being.
@@ -160,7 +170,7 @@ func newWorld(t testing.TB, s setup) *world {
 	}
 	ca := newAuthority(t, "clinic.test")
 	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t, listen(t)),
-		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: &observer{}, denied: &denials{}}
+		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: &observer{}, denied: &denials{}, servers: map[string]*wire.Server{}}
 	w.portal, w.ehr = w.process("/app/portal"), w.process("/app/ehr")
 	l := listen(t)
 	w.address = l.Addr().String()
@@ -245,8 +255,9 @@ func (w *world) serve(s *wire.Server, l net.Listener) {
 // local opens egress to a process, on its shared listener or on a service's own, and gives the address.
 func (w *world) local(p *process, service *proxy.Service) string {
 	w.Helper()
-	l := listen(w)
-	w.serve(w.egress.Server(service), localListener{l, p})
+	l, s := listen(w), w.egress.Server(service)
+	w.serve(s, localListener{l, p})
+	w.servers[l.Addr().String()] = s
 	return l.Addr().String()
 }
 

@@ -206,7 +206,14 @@ func commit(w http.ResponseWriter, r *http.Request, resp *Response) (int64, erro
 	if resp.Body == nil || r.Method == http.MethodHead {
 		return 0, nil
 	}
-	return stream(w, http.NewResponseController(w), resp.Body)
+	rc := http.NewResponseController(w)
+	if resp.Length < 0 {
+		// The first piece may be long in coming, and the head tells that the answer has begun.
+		if err := rc.Flush(); err != nil {
+			return 0, err
+		}
+	}
+	return stream(w, rc, resp.Body)
 }
 
 // stream copies src to dst and flushes whenever src has given less than a full buffer, so that events reach the
