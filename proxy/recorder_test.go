@@ -133,16 +133,18 @@ func (l *recorder) await(t testing.TB, n int, keep func(*proxy.Record) bool) []p
 type observer struct {
 	mu      sync.Mutex
 	calls   map[proxy.Hop]int
+	more    chan struct{} // closed at the next call
 	defects []string
 }
+
+func newObserver() *observer { return &observer{calls: map[proxy.Hop]int{}, more: make(chan struct{})} }
 
 func (o *observer) Call(hop proxy.Hop, _ string, _ *proxy.Record) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.calls == nil {
-		o.calls = map[proxy.Hop]int{}
-	}
 	o.calls[hop]++
+	close(o.more)
+	o.more = make(chan struct{})
 }
 
 func (o *observer) Defect(_ proxy.Hop, stack []byte) {

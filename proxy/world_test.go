@@ -170,7 +170,7 @@ func newWorld(t testing.TB, s setup) *world {
 	}
 	ca := newAuthority(t, "clinic.test")
 	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t, listen(t)),
-		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: &observer{}, denied: &denials{}, servers: map[string]*wire.Server{}}
+		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: newObserver(), denied: &denials{}, servers: map[string]*wire.Server{}}
 	w.portal, w.ehr = w.process("/app/portal"), w.process("/app/ehr")
 	l := listen(t)
 	w.address = l.Addr().String()
