@@ -289,12 +289,17 @@ func TestRemovedEntry(t *testing.T) {
 		if r.Reference == "" || !r.Attestation.Selectors.Contains(sel("unix.uid", "1000")) {
 			t.Errorf("%+v", r)
 		}
-		if n := len(b.s.cache.slots); n != 1 {
+		kept := func() int {
+			b.s.cache.mu.Lock()
+			defer b.s.cache.mu.Unlock()
+			return len(b.s.cache.slots)
+		}
+		if n := kept(); n != 1 {
 			t.Errorf("%d keys are kept, of which one for the next to come", n)
 		}
 		time.Sleep(maxSleep)
 		synctest.Wait()
-		if n := len(b.s.cache.slots); n != 0 {
+		if n := kept(); n != 0 {
 			t.Errorf("%d keys are still kept", n)
 		}
 	}, portal(), portalExe(), entry("seven", "unix.uid", "7"))

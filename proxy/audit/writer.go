@@ -77,12 +77,12 @@ func (l *Log) commit(b *batch) {
 		return
 	}
 	l.durable.Store(b.first + int64(len(b.spans)))
+	l.m.setSize(l.durable.Load(), l.signed.Load()) // before the waiters go: they see what they waited for counted
 	b.finish(nil)
 	for _, s := range b.spans {
 		l.state.tree.add(b.buf[s.from:s.to])
 	}
 	l.recycle(b)
-	l.m.setSize(l.durable.Load(), l.signed.Load())
 	if l.durable.Load()-l.signed.Load() >= l.o.CheckpointRecords {
 		l.sign()
 	} else if !l.armed {
