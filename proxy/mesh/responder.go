@@ -91,6 +91,8 @@ func (r *Responder) Serve(ctx context.Context, address string, ready func(net.Ad
 		select {
 		case <-started:
 		case err := <-done:
+			_ = pc.Close()
+			_ = l.Close()
 			return fmt.Errorf("mesh: %w", err)
 		}
 	}
@@ -127,6 +129,10 @@ func (r *Responder) Answer(q *dns.Msg) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetReply(q)
 	m.Compress = true
+	if options(q) > 1 { // RFC 6891 §6.1.1
+		m.Rcode = dns.RcodeFormatError
+		return m
+	}
 	if opt := q.IsEdns0(); opt != nil {
 		m.SetEdns0(dns.DefaultMsgSize, false)
 		if opt.Version() != 0 { // RFC 6891 §6.1.3
@@ -143,8 +149,9 @@ func (r *Responder) Answer(q *dns.Msg) *dns.Msg {
 		return m
 	}
 	name := dns.CanonicalName(q.Question[0].Name)
-	if q.Question[0].Qclass != dns.ClassINET || !dns.IsSubDomain(r.zone, name) {
-		m.Rcode = dns.RcodeRefused
+	qtype := q.Question[0].Qtype
+	if q.Question[0].Qclass != dns.ClassINET || !dns.IsSubDomain(r.zone, name) || qtype == dns.TypeAXFR || qtype == dns.TypeIXFR {
+		m.Rcode = dns.RcodeRefused // RFC 5936 §2.2.1: nobody may transfer the zone
 		return m
 	}
 	m.Authoritative = true
@@ -155,21 +162,32 @@ func (r *Responder) Answer(q *dns.Msg) *dns.Msg {
 	return m
 }
 
+// options counts the OPT records of q.
+func options(q *dns.Msg) (n int) {
+	for _, rr := range q.Extra {
+		if rr.Header().Rrtype == dns.TypeOPT {
+			n++
+		}
+	}
+	return n
+}
+
+// fill answers for a name inside the zone. ANY gets one of the name's RRsets (RFC 8482 §4.1).
 func (r *Responder) fill(m *dns.Msg, q dns.Question, name string) {
-	header := func(t uint16) dns.RR_Header {
-		return dns.RR_Header{Name: q.Name, Rrtype: t, Class: dns.ClassINET, Ttl: ttl}
+	header := func(owner string, t uint16) dns.RR_Header {
+		return dns.RR_Header{Name: owner, Rrtype: t, Class: dns.ClassINET, Ttl: ttl}
 	}
 	address := func(owner string) dns.RR {
-		return &dns.A{Hdr: dns.RR_Header{Name: owner, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: ttl}, A: r.egress.Addr().AsSlice()}
+		return &dns.A{Hdr: header(owner, dns.TypeA), A: r.egress.Addr().AsSlice()}
 	}
+	asks := func(t uint16) bool { return q.Qtype == t || q.Qtype == dns.TypeANY }
 	if name == r.zone {
-		if q.Qtype == dns.TypeSOA {
+		if asks(dns.TypeSOA) {
 			m.Answer = []dns.RR{r.soa()}
 		}
 		return
 	}
-	// `_fhir._tcp.NAME` and `_http._tcp.NAME` are the SRV names of NAME (RFC 2782).
-	host := strings.TrimPrefix(strings.TrimPrefix(name, "_fhir._tcp."), "_http._tcp.")
+	host, srv := service(name)
 	if r.services.Service(strings.TrimSuffix(host, ".")) == nil {
 		if !r.above(name) {
 			m.Rcode = dns.RcodeNameError
@@ -177,16 +195,31 @@ func (r *Responder) fill(m *dns.Msg, q dns.Question, name string) {
 		return
 	}
 	switch {
-	case q.Qtype == dns.TypeSRV:
-		m.Answer = []dns.RR{&dns.SRV{Hdr: header(dns.TypeSRV), Priority: 0, Weight: 1, Port: r.egress.Port(), Target: host}}
-		m.Extra = append(m.Extra, address(host))
-	case host == name && q.Qtype == dns.TypeA:
+	case !srv && asks(dns.TypeA):
 		m.Answer = []dns.RR{address(q.Name)}
+	case q.Qtype == dns.TypeSRV, srv && asks(dns.TypeSRV):
+		m.Answer = []dns.RR{&dns.SRV{Hdr: header(q.Name, dns.TypeSRV), Priority: 0, Weight: 1, Port: r.egress.Port(), Target: host}}
+		m.Extra = append(m.Extra, address(host))
 	}
 }
 
-// above reports whether services lie below name: then it exists, though it has no data (RFC 8020).
+// service gives the service's name within a name: `_fhir._tcp.NAME` and `_http._tcp.NAME` are the SRV names of NAME
+// (RFC 2782).
+func service(name string) (host string, srv bool) {
+	for _, prefix := range [...]string{"_fhir._tcp.", "_http._tcp."} {
+		if host, ok := strings.CutPrefix(name, prefix); ok {
+			return host, true
+		}
+	}
+	return name, false
+}
+
+// above reports whether services, or their SRV names, lie below name: then it exists, though it has no data. To deny it
+// would be to deny all that lies below (RFC 8020 §2).
 func (r *Responder) above(name string) bool {
+	if host, ok := strings.CutPrefix(name, "_tcp."); ok && r.services.Service(strings.TrimSuffix(host, ".")) != nil {
+		return true
+	}
 	for _, n := range r.services.Names() {
 		if dns.IsSubDomain(name, dns.Fqdn(n)) {
 			return true
