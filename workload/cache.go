@@ -26,7 +26,8 @@ const (
 	// A failing issuer is asked again after firstRetry, then after twice as long each time up to lastRetry.
 	firstRetry, lastRetry = time.Second, time.Minute
 	// maxSleep bounds how long a slot sleeps: the monotonic clock stands still while the host is suspended
-	// and knows nothing of a corrected wall clock, in which certificates are dated.
+	// and knows nothing of a corrected wall clock, in which certificates are dated. For the same reason every
+	// time of a slot is without a monotonic reading, which comparisons would prefer.
 	maxSleep = time.Minute
 	// issueTimeout ends an attempt that the issuer does not answer.
 	issueTimeout = 30 * time.Second
@@ -77,7 +78,7 @@ type slot struct {
 	key     slotKey
 	entry   *Entry
 	svid    *SVID
-	next    time.Time // when to issue next
+	next    time.Time // when to issue next, by the wall clock
 	err     error     // of the latest attempt
 	fails   int       // attempts in a row that failed
 	busy    bool      // an attempt is under way
@@ -150,6 +151,9 @@ func (c *cache) wake(s *slot) {
 	}
 	now := time.Now()
 	due := !now.Before(s.next) && !s.busy
+	if s.svid != nil && now.Before(s.svid.Certificates[0].NotBefore) {
+		due = !s.busy // the clock was set back: until it has caught up, nobody accepts this SVID
+	}
 	switch {
 	case s.holders == 0 && (due || !c.current(s)):
 		c.drop(s)
@@ -227,7 +231,7 @@ func (c *cache) settle(s *slot, svid *SVID, err error) {
 		return // dropped meanwhile: the key is forgotten unused
 	}
 	s.busy, s.err = false, err
-	now := time.Now()
+	now := time.Now().Round(0) // see maxSleep
 	if err == nil {
 		share := ownRenewal
 		if s.key.lent {

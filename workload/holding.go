@@ -2,6 +2,7 @@ package workload
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -18,7 +19,8 @@ var (
 
 // Holding is the identity of one process, kept up to date until it ends. It stays with the ID that it began
 // with: a process whose default identity becomes another one loses its Holding only if it loses that ID, and
-// never sees the SVID of another ID under it.
+// never sees the SVID of another ID under it. An SVID that ends while none can be issued leaves the Holding
+// without one until the next is.
 type Holding struct {
 	p      Process
 	id     spiffeid.ID
@@ -28,7 +30,7 @@ type Holding struct {
 	mu      sync.Mutex
 	svid    *x509svid.SVID
 	bundle  *x509bundle.Bundle
-	err     error
+	err     error // why there is no SVID: for now, or for good once ended is closed
 	changed chan struct{}
 }
 
@@ -44,7 +46,7 @@ func (s *Service) Hold(ctx context.Context, p Process, want Want) (*Holding, err
 	first := h.changed
 	go func() {
 		defer close(h.ended)
-		h.end(s.follow(background, p, want, true, h.take))
+		h.lose(h.keep(background, s, want))
 	}()
 	select {
 	case <-first:
@@ -62,6 +64,26 @@ func (s *Service) Hold(ctx context.Context, p Process, want Want) (*Holding, err
 	return h, nil
 }
 
+// keep follows p until it is entitled to the ID no more. That none can be issued at the moment is no reason to
+// give up once there has been one.
+func (h *Holding) keep(ctx context.Context, s *Service, want Want) error {
+	for {
+		err := s.follow(ctx, h.p, want, &h.id, h.take)
+		if h.id.IsZero() || !errors.Is(err, ErrUnavailable) {
+			return err
+		}
+		h.lose(err)
+		pause := time.NewTimer(s.o.Recheck)
+		select {
+		case <-pause.C:
+		case <-h.p.Done(): // follow says what these three mean
+		case <-s.done:
+		case <-ctx.Done():
+		}
+		pause.Stop()
+	}
+}
+
 // take is given every Update.
 func (h *Holding) take(u Update) error {
 	h.mu.Lock()
@@ -69,13 +91,13 @@ func (h *Holding) take(u Update) error {
 	if h.id.IsZero() { // once, before Hold returns: ID needs no lock
 		h.id = u.SVIDs[0].ID
 	}
-	h.svid, h.bundle = u.SVIDs[0].SVID, u.Bundle
+	h.svid, h.bundle, h.err = u.SVIDs[0].SVID, u.Bundle, nil
 	h.publish()
 	return nil
 }
 
-// end is given the error that ended the watch.
-func (h *Holding) end(err error) {
+// lose is given the reason why there is no SVID.
+func (h *Holding) lose(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.err, h.svid, h.bundle = err, nil, nil

@@ -140,3 +140,60 @@ func TestHoldIsBoundedByItsContext(t *testing.T) {
 		}
 	}, lent(portal()))
 }
+
+// A ward serves under a Holding for as long as it runs: an issuer that was away for longer than an SVID lasts must not
+// end it.
+func TestHoldingOutlivesTheIssuersAbsence(t *testing.T) {
+	run(t, func(t *testing.T, b *bench) {
+		h := b.hold(portalProcess(), LentSVIDs)
+		defer h.Close()
+		b.authority.set(func(a *authority) { a.fail = errors.New("away") })
+		time.Sleep(time.Hour)
+		if _, err := h.GetX509SVID(); !errors.Is(err, ErrUnavailable) || !errors.Is(h.Err(), ErrUnavailable) {
+			t.Errorf("while the issuer is away: %v, %v", err, h.Err())
+		}
+		b.seen.read(func(o *observer) {
+			if len(o.refused) != 1 {
+				t.Errorf("%d reports of one loss", len(o.refused))
+			}
+		})
+		changed := h.Changed()
+		b.authority.set(func(a *authority) { a.fail = nil })
+		time.Sleep(2 * time.Minute)
+		<-changed
+		s, err := h.GetX509SVID()
+		if err != nil || h.Err() != nil || s.ID != portal().ID {
+			t.Fatalf("after its return: %v, %v", err, h.Err())
+		}
+	}, lent(portal()))
+}
+
+func TestHoldingThatLacksItsSVIDStaysWithItsID(t *testing.T) {
+	run(t, func(t *testing.T, b *bench) {
+		h := b.hold(portalProcess(), LentSVIDs)
+		defer h.Close()
+		b.authority.set(func(a *authority) { a.fail = errors.New("away") })
+		time.Sleep(time.Hour)
+		load(t, b.db, lent(portalExe())) // another identity
+		b.authority.set(func(a *authority) { a.fail = nil })
+		time.Sleep(2 * time.Minute)
+		if _, err := h.GetX509SVID(); !errors.Is(err, ErrNoIdentity) {
+			t.Errorf("after the loss of its ID: %v", err)
+		}
+	}, lent(portal()))
+}
+
+func TestHoldingThatLacksItsSVIDEndsWithTheProcess(t *testing.T) {
+	run(t, func(t *testing.T, b *bench) {
+		p := portalProcess()
+		h := b.hold(p, LentSVIDs)
+		defer h.Close()
+		b.authority.set(func(a *authority) { a.fail = errors.New("away") })
+		time.Sleep(time.Hour)
+		p.exit()
+		synctest.Wait()
+		if !errors.Is(h.Err(), attest.ErrExited) {
+			t.Errorf("after the exit: %v", h.Err())
+		}
+	}, lent(portal()))
+}

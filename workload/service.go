@@ -63,11 +63,12 @@ func NewService(o Options) (*Service, error) {
 // more. Each Update is complete, and differs from the one before. The error is ctx's, or send's, or a
 // *Refusal; it is never nil. Send must not keep its argument's slices for writing.
 func (s *Service) Watch(ctx context.Context, p Process, want Want, send func(Update) error) error {
-	return s.follow(ctx, p, want, false, send)
+	return s.follow(ctx, p, want, nil, send)
 }
 
-// follow is the journey. With sole, it is about the first default identity alone, and ends with it.
-func (s *Service) follow(ctx context.Context, p Process, want Want, sole bool, send func(Update) error) error {
+// follow is the journey. With sole, it is about that identity alone, or about the first default one where that is
+// zero, and ends with it.
+func (s *Service) follow(ctx context.Context, p Process, want Want, sole *spiffeid.ID, send func(Update) error) error {
 	v, err := s.arrive(p, want, sole)
 	if err != nil {
 		return err
@@ -117,6 +118,7 @@ type visit struct {
 	p       Process
 	want    Want
 	sole    bool
+	resumed bool        // it has had that identity before, and is to have it again
 	id      spiffeid.ID // that ID, once known
 	report  Visit
 	held    []*slot // one for each granted entry
@@ -128,7 +130,7 @@ type visit struct {
 
 // arrive counts the visit in. It lies on the heap: every open stream rests on a stack that the runtime gives
 // back half of only while little of it is in use.
-func (s *Service) arrive(p Process, want Want, sole bool) (*visit, error) {
+func (s *Service) arrive(p Process, want Want, sole *spiffeid.ID) (*visit, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -136,7 +138,11 @@ func (s *Service) arrive(p Process, want Want, sole bool) (*visit, error) {
 	}
 	s.visits.Add(1)
 	report := Visit{PID: p.PID(), UID: p.UID(), Want: want}
-	return &visit{s: s, p: p, want: want, sole: sole, report: report}, nil
+	v := &visit{s: s, p: p, want: want, report: report}
+	if sole != nil {
+		v.sole, v.id, v.resumed = true, *sole, !sole.IsZero()
+	}
+	return v, nil
 }
 
 func (v *visit) leave() {
@@ -294,7 +300,7 @@ func (v *visit) wait(ctx context.Context) error {
 }
 
 // refused turns err into what Watch returns, and reports it unless the caller itself went away, or the
-// process came to its end after it was served.
+// process came to its end after it was served, or it still lacks what it was already reported to lack.
 func (v *visit) refused(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -304,7 +310,8 @@ func (v *visit) refused(ctx context.Context, err error) error {
 		return err
 	}
 	r = &Refusal{Reference: newReference(), Attestation: v.report.Attestation, Err: err}
-	if v.last.Bundle == nil || !errors.Is(err, attest.ErrExited) {
+	served, lacking := v.last.Bundle != nil || v.resumed, v.resumed && v.last.Bundle == nil
+	if !(served && errors.Is(err, attest.ErrExited)) && !(lacking && errors.Is(err, ErrUnavailable)) {
 		v.s.o.Observer.Refused(v.report, r)
 	}
 	return r

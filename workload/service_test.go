@@ -209,6 +209,29 @@ func TestRenewalAtHalfLife(t *testing.T) {
 	}
 }
 
+// A host that was suspended, or whose clock was set, finds its SVIDs past their end by the wall clock while its
+// monotonic clock has hardly moved.
+func TestRenewalGoesByTheWallClock(t *testing.T) {
+	run(t, func(t *testing.T, b *bench) {
+		b.watch(portalProcess(), X509SVIDs).want(1)
+		if at := b.s.Status()[0].Renewal; at != at.Round(0) {
+			t.Errorf("renewal is planned by the monotonic clock: %s", at)
+		}
+	}, portal())
+}
+
+func TestSVIDThatIsNotYetValidIsRenewed(t *testing.T) {
+	run(t, func(t *testing.T, b *bench) {
+		st := b.watch(portalProcess(), X509SVIDs)
+		leaf := st.want(1).SVIDs[0].Certificates[0]
+		b.s.cache.mu.Lock()
+		leaf.NotBefore = time.Now().Add(10 * time.Minute) // the clock was set back so far
+		b.s.cache.mu.Unlock()
+		time.Sleep(maxSleep)
+		st.want(2)
+	}, portal())
+}
+
 func TestFailingIssuerIsRetriedWhileTheOldSVIDLasts(t *testing.T) {
 	run(t, func(t *testing.T, b *bench) {
 		st := b.watch(portalProcess(), X509SVIDs)
