@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/attest/launch"
 	"github.com/wardmesh/ward/examples/clinic"
 )
@@ -37,6 +38,14 @@ func (s *stage) prepare() (err error) {
 		return err
 	}
 	if err := os.MkdirAll(s.o.Dir, 0o700); err != nil {
+		return err
+	}
+	// Before anything is written: in a folder of somebody else's, the files may be links to any other file.
+	if err := config.GuardDir(s.o.Dir, config.Options{}); err != nil {
+		var unsafe *config.UnsafeError
+		if errors.As(err, &unsafe) {
+			return fmt.Errorf("%w; %s, or choose another folder with --dir", err, unsafe.Mend())
+		}
 		return err
 	}
 	s.supervisor = new(launch.Supervisor)

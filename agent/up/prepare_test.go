@@ -55,6 +55,35 @@ func TestSecondDemonstrationLeavesTheFirstAlone(t *testing.T) {
 	}
 }
 
+// As root, what others have put into the folder must not lead to files of root's.
+func TestFolderThatOthersCanWriteIsRefusedUntouched(t *testing.T) {
+	dir := folder(t)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	victim := filepath.Join(filepath.Dir(dir), "victim")
+	if err := os.WriteFile(victim, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"ward.log", "ward.yaml"} {
+		if err := os.Symlink(victim, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // that is the point
+		t.Fatal(err)
+	}
+	if s, err := prepare(Options{Dir: dir}); err == nil {
+		s.clean()
+		t.Error("the folder was used")
+	} else if !strings.Contains(err.Error(), "chmod go-w") || !strings.Contains(err.Error(), "--dir") {
+		t.Errorf("no advice: %v", err)
+	}
+	if b, _ := os.ReadFile(victim); string(b) != "precious" {
+		t.Error("a file that the folder only links to was written")
+	}
+}
+
 func TestEditedPoliciesAreKept(t *testing.T) {
 	dir := folder(t)
 	s, err := prepare(Options{Dir: dir})

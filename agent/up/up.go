@@ -164,6 +164,9 @@ func (s *stage) serve() (err error) {
 	if err != nil {
 		return err
 	}
+	if err := os.Chmod(s.fhirSocket(), 0o600); err != nil { // whoever reaches it goes round Ward
+		return err
+	}
 	for l, h := range map[net.Listener]http.Handler{upstream: s.fhir, s.provide: s.provider} {
 		server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
 		s.servers = append(s.servers, server)
