@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -158,9 +159,10 @@ type world struct {
 
 // setup changes the world before it comes into being.
 type setup struct {
-	dir     string // for the audit log; "" is a folder of the test's own
-	service func(*proxy.Service)
-	ingress func(*proxy.IngressOptions)
+	dir      string   // for the audit log; "" is a folder of the test's own
+	upstream net.Addr // another FHIR server than the world's
+	service  func(*proxy.Service)
+	ingress  func(*proxy.IngressOptions)
 }
 
 func newWorld(t testing.TB, s setup) *world {
@@ -181,7 +183,7 @@ func newWorld(t testing.TB, s setup) *world {
 	}
 	o := proxy.IngressOptions{Service: w.service, Self: w.self, Denials: w.denied, Tokens: w.issuer.verifier(t, w.clock.Now),
 		Binder: bindings(t, w), Limits: proxy.NoLimits{}, Risk: proxy.NoRisk{}, Policy: policies(t), Audit: w.trail, Observe: w.seen,
-		Upstream: w.toUpstream(), Now: w.clock.Now}
+		Upstream: w.toUpstream(cmp.Or[net.Addr](s.upstream, w.upstream.Addr())), Now: w.clock.Now}
 	if s.ingress != nil {
 		s.ingress(&o)
 	}
@@ -201,9 +203,9 @@ func newWorld(t testing.TB, s setup) *world {
 	return w
 }
 
-func (w *world) toUpstream() *wire.Client {
+func (w *world) toUpstream(to net.Addr) *wire.Client {
 	c := wire.NewClient(wire.ClientOptions{Dial: func(ctx context.Context) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "tcp", w.upstream.Addr().String())
+		return new(net.Dialer).DialContext(ctx, "tcp", to.String())
 	}})
 	w.Cleanup(c.CloseIdle)
 	return c
