@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/attest/peer"
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/workload"
 )
@@ -85,6 +87,9 @@ func (w *witness) Issued(i workload.Issuance) {
 
 // Refused implements workload.Observer.
 func (w *witness) Refused(v workload.Visit, r *workload.Refusal) {
+	if errors.Is(r, peer.ErrClosed) {
+		return // the connection has come to its ordinary end, and this side has let go of the process
+	}
 	w.attested.WithLabelValues(v.Want.String(), "refused").Inc()
 	w.log.Info("no identity for a process", zap.Int("pid", v.PID), zap.Uint32("uid", v.UID), zap.String("reference", r.Reference),
 		zap.Stringer("selectors", r.Attestation.Selectors), zap.Error(r.Err))
