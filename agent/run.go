@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
@@ -36,6 +37,10 @@ func (cmd runCommand) Run(c *console) error {
 	return d.Run(c.ctx)
 }
 
+// A second shows at most logBurst lines of one message, and after that every logBurst-th: any local process can have
+// itself refused as often as it likes, and must not fill the disk by it. Metrics and the trail count them all.
+const logBurst = 100
+
 // newLog is the daemon's own log, on stderr.
 func newLog(cfg config.Log, w io.Writer) (*zap.Logger, error) {
 	level, err := zapcore.ParseLevel(cfg.Level)
@@ -48,7 +53,8 @@ func newLog(cfg config.Log, w io.Writer) (*zap.Logger, error) {
 	if cfg.Format == "console" {
 		encoder = zapcore.NewConsoleEncoder(enc)
 	}
-	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)), nil
+	core := zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(w)), level)
+	return zap.New(zapcore.NewSamplerWithOptions(core, time.Second, logBurst, logBurst)), nil
 }
 
 // listErrors prints errors that have places as `file:line:column: what; advice`, with the excerpt on a terminal.
