@@ -155,6 +155,7 @@ type world struct {
 	ehr      *process                // may also write
 	address  string                  // of the ingress
 	servers  map[string]*wire.Server // of egress, by address
+	shared   map[*process]string
 }
 
 // setup changes the world before it comes into being.
@@ -172,7 +173,7 @@ func newWorld(t testing.TB, s setup) *world {
 	}
 	ca := newAuthority(t, "clinic.test")
 	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t, listen(t)),
-		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: newObserver(), denied: &denials{}, servers: map[string]*wire.Server{}}
+		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: newObserver(), denied: &denials{}, servers: map[string]*wire.Server{}, shared: map[*process]string{}}
 	w.portal, w.ehr = w.process("/app/portal"), w.process("/app/ehr")
 	l := listen(t)
 	w.address = l.Addr().String()
@@ -245,7 +246,8 @@ func (w *world) serve(s *wire.Server, l net.Listener) {
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(context.Background(), l) }()
 	w.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		// A connection that was opened and not used would be waited for.
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 		defer cancel()
 		_ = s.Shutdown(ctx)
 		if err := <-done; err != nil {
@@ -263,8 +265,16 @@ func (w *world) local(p *process, service *proxy.Service) string {
 	return l.Addr().String()
 }
 
-// dialEgress connects to egress as p.
-func (w *world) dialEgress(p *process) net.Conn { return w.dial(w.local(p, nil)) }
+// dialEgress connects to egress's shared listener as p.
+func (w *world) dialEgress(p *process) net.Conn {
+	w.Helper()
+	address, ok := w.shared[p]
+	if !ok {
+		address = w.local(p, nil)
+		w.shared[p] = address
+	}
+	return w.dial(address)
+}
 
 func (w *world) dial(address string) net.Conn {
 	w.Helper()

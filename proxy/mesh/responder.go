@@ -67,14 +67,14 @@ func New(o Options) (*Responder, error) {
 // Serve answers on address, by UDP and TCP, until ctx ends. ready is called once both sockets are open.
 func (r *Responder) Serve(ctx context.Context, address string, ready func(net.Addr)) error {
 	var lc net.ListenConfig
-	pc, err := lc.ListenPacket(ctx, "udp", address)
+	l, err := lc.Listen(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("mesh: %w", err)
 	}
-	// With port 0 TCP must follow UDP to the port that the kernel chose.
-	l, err := lc.Listen(ctx, "tcp", pc.LocalAddr().String())
+	// With port 0 UDP must follow TCP to the port that the kernel chose: among TCP's ports far more are taken.
+	pc, err := lc.ListenPacket(ctx, "udp", l.Addr().String())
 	if err != nil {
-		_ = pc.Close()
+		_ = l.Close()
 		return fmt.Errorf("mesh: %w", err)
 	}
 	servers := []*dns.Server{
