@@ -291,6 +291,28 @@ func TestFailsClosed(t *testing.T) {
 	}
 }
 
+// What is written to a removed file is durable for nobody.
+func TestRemovedFileFailsClosed(t *testing.T) {
+	for _, name := range []string{segmentName(0), "."} {
+		o := testOptions(t)
+		l := mustOpen(t, o)
+		mustAdd(t, l, refusal(newDecision()))
+		if err := os.RemoveAll(filepath.Clean(filepath.Join(o.Dir, name))); err != nil {
+			t.Fatal(err)
+		}
+		receipt, err := l.Append(refusal(newDecision()))
+		if err == nil {
+			err = receipt.Wait(context.Background())
+		}
+		if !errors.Is(err, ErrFailed) {
+			t.Errorf("a record after the removal of %s: %v", name, err)
+		}
+		if err := l.Close(); !errors.Is(err, ErrFailed) {
+			t.Errorf("Close gave %v", err)
+		}
+	}
+}
+
 // A disk without room is refused before anything is written; with room again, the log goes on by itself.
 func TestDiskFull(t *testing.T) {
 	for name, fault := range map[string]func(*faultyDisk){

@@ -84,13 +84,25 @@ func (h hostFile) Sync() error {
 	for {
 		err := unix.Fdatasync(int(h.f.Fd()))
 		if err == nil {
-			return nil
+			return h.linked()
 		}
 		// An interrupted fdatasync has reported nothing of the pages' fate yet, so it alone may be called again.
 		if !errors.Is(err, unix.EINTR) {
 			return &os.PathError{Op: "fdatasync", Path: h.f.Name(), Err: err}
 		}
 	}
+}
+
+// linked is nil while the file has a name. What is in a file without one is gone with this process.
+func (h hostFile) linked() error {
+	var s unix.Stat_t
+	if err := unix.Fstat(int(h.f.Fd()), &s); err != nil {
+		return &os.PathError{Op: "fstat", Path: h.f.Name(), Err: err}
+	}
+	if s.Nlink == 0 {
+		return fmt.Errorf("%s has been removed under this process", h.f.Name())
+	}
+	return nil
 }
 
 func (h hostFile) Reserve(offset, size int64) error {
