@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -366,6 +367,36 @@ func TestDiskFull(t *testing.T) {
 			}
 			mustVerify(t, o)
 		})
+	}
+}
+
+// A little room that is left over, too little for a record, is not taken for room again and again.
+func TestDiskStaysFull(t *testing.T) {
+	o := testOptions(t)
+	o.MinFree = 1 << 20
+	disk := &faultyDisk{}
+	o.FS = disk
+	l := mustOpen(t, o)
+	disk.set(func() { disk.free = 1000 })
+	for { // until what was reserved is used up
+		receipt, err := l.Append(refusal(newDecision()))
+		if err == nil {
+			err = receipt.Wait(context.Background())
+		}
+		if errors.Is(err, ErrFull) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 100 {
+		if _, err := l.Append(refusal(newDecision())); !errors.Is(err, ErrFull) {
+			t.Fatalf("Append gave %v", err)
+		}
+		for len(l.kick) > 0 { // until the writer has looked again
+			runtime.Gosched()
+		}
 	}
 }
 

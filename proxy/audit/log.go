@@ -37,10 +37,11 @@ type Log struct {
 	err   error     // why nothing is accepted any more
 
 	// The rest belongs to the writer alone.
-	state *state
-	mode  os.FileMode
-	due   *time.Timer // for the next checkpoint
-	armed bool
+	state  *state
+	wanted int // bytes for which there was no room
+	mode   os.FileMode
+	due    *time.Timer // for the next checkpoint
+	armed  bool
 }
 
 // reserveChunk is how much room is asked of the file system at a time.

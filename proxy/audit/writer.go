@@ -181,6 +181,7 @@ func (l *Log) checkpoint() error {
 // refuse turns away b and what came after it, because the disk is full. Nothing of them was written, so the log stays
 // good; the next record takes b's place once there is room.
 func (l *Log) refuse(b *batch, err error) {
+	l.wanted = len(b.buf)
 	l.mu.Lock()
 	after := l.cur
 	l.cur, l.next, l.full = nil, b.first, err
@@ -198,7 +199,7 @@ func (l *Log) retry() {
 	if !full {
 		return
 	}
-	err := l.makeRoom(1)
+	err := l.makeRoom(l.wanted)
 	if err != nil && !errors.Is(err, ErrFull) {
 		l.fail(nil, err)
 		return
