@@ -109,13 +109,14 @@ func Fault(err error, decision string) *wire.Response {
 }
 
 // ends reports whether a connection goes no further after this refusal: where what follows on it may not be what it
-// seems, and where it no longer belongs to the process that opened it.
+// seems, where it no longer belongs to the process that opened it, and where the next one may fare better (whether a
+// process gets an identity is decided when it connects).
 func ends(c Cause, status int) bool {
 	switch status {
 	case 400, 408, 413, 431:
 		return true
 	}
-	return c == CausePeerChanged
+	return c == CausePeerChanged || c == CauseRestarting
 }
 
 // statusCause is the cause behind an engine's verdict on bytes that are not acceptable HTTP.

@@ -210,3 +210,13 @@ func golden(t *testing.T, name, got string) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// An application may keep its connection for days, and its identity may be a second late.
+func TestRefusalForNowEndsTheConnection(t *testing.T) {
+	for cause, ends := range map[proxy.Cause]bool{proxy.CauseRestarting: true, proxy.CausePeerChanged: true, proxy.CauseMalformed: true,
+		proxy.CauseNoIdentity: false, proxy.CausePolicy: false} {
+		if got := proxy.Fault(proxy.Refuse(cause, "x"), "01M8").Close; got != ends {
+			t.Errorf("%s: ends the connection: %t, want %t", cause, got, ends)
+		}
+	}
+}
