@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -136,6 +137,17 @@ func (s *Service) MayCall(id spiffeid.ID) bool {
 		}
 	}
 	return false
+}
+
+// answersTo reports whether host is how a caller names the service: its mesh name, by itself as egress writes it, or
+// with the port on which ingress listens, as an HTTP client does that connects there (RFC 9110 §7.2).
+func (s *Service) answersTo(host string) bool {
+	name, port, found := strings.Cut(host, ":")
+	if !found || name != s.Name {
+		return host == s.Name
+	}
+	_, own, err := net.SplitHostPort(s.Listen)
+	return err == nil && port == own
 }
 
 // Services finds services. Implemented by the go-memdb directory in agent/daemon.

@@ -47,6 +47,24 @@ func TestWaysToNameTheService(t *testing.T) {
 	}
 }
 
+// A caller that comes to ingress by itself, with a SPIFFE library of its own, may name the port to which it connects, and
+// no other.
+func TestHostAtIngress(t *testing.T) {
+	w := newWorld(t, setup{service: func(s *proxy.Service) { s.Listen = "0.0.0.0:8443" }})
+	for host, status := range map[string]int{serviceName: 200, serviceName + ":8443": 200, serviceName + ":443": 400, serviceName + ":": 400,
+		serviceName + ":8443:8443": 400, ":8443": 400, "fhir.other.mesh.internal:8443": 400} {
+		a := send(t, w.dialIngress(w.portal.svid.Load()), "GET /fhir/Patient/a HTTP/1.1\r\nHost: "+host+"\r\n"+bearer(w.token())+"\r\n\r\n")
+		if a.status != status {
+			t.Errorf("%q: %d %s", host, a.status, a.body)
+		}
+	}
+	for _, r := range w.upstream.all() {
+		if !contains(r.head, "\r\nHost: "+serviceName+"\r\n") {
+			t.Errorf("%q", r.head)
+		}
+	}
+}
+
 // A forward proxy's target without a path is the root, which is no FHIR here.
 func TestForwardProxyTargets(t *testing.T) {
 	w := newWorld(t, setup{})

@@ -146,7 +146,7 @@ func (c *inbound) admit() error {
 
 func (c *inbound) understand() error {
 	r := &c.x.Request
-	if r.Host != c.Service.Name {
+	if !c.Service.answersTo(r.Host) {
 		return Refuse(CauseMalformed, "the Host is not %s", c.Service.Name)
 	}
 	act, err := fhir.Classify(r.Method, r.Target, c.Service.Base, r.Header.Values)

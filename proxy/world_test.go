@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"errors"
 	"net"
 	"slices"
 	"sync"
@@ -43,7 +42,8 @@ const cedar = `
 // clock is the time that the wards see: the real one, moved.
 type clock struct{ moved atomic.Int64 }
 
-func (c *clock) Now() time.Time          { return time.Now().Add(time.Duration(c.moved.Load())) }
+func (c *clock) Now() time.Time { return time.Now().Add(time.Duration(c.moved.Load())) }
+
 func (c *clock) Advance(d time.Duration) { c.moved.Add(int64(d)) }
 
 // nextWard stands in ingress's place and records what egress sends it.
@@ -71,64 +71,6 @@ func (d *denials) deny(id spiffeid.ID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ids = append(d.ids, id)
-}
-
-// process is a local process: what the kernel and the agent would know of it.
-type process struct {
-	*identity
-	id      spiffeid.ID
-	refused error                 // it is known to have no identity
-	unknown error                 // it could not be attested
-	ended   atomic.Pointer[error] // why it is not what it was, once it is not
-	closed  chan struct{}         // gets one value for each connection of it that egress has let go
-}
-
-func (p *process) ID() spiffeid.ID          { return p.id }
-func (p *process) Changed() <-chan struct{} { return nil }
-func (p *process) Process() string          { return "pid 42, uid 1000" }
-
-func (p *process) Err() error {
-	if err := p.ended.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
-
-func (p *process) Close() error {
-	p.closed <- struct{}{}
-	return nil
-}
-
-// callers is the kernel's part: the listener says which process is at the other end of a connection.
-type callers struct{}
-
-type local struct {
-	net.Conn
-	process *process
-}
-
-func (callers) Caller(_ context.Context, c net.Conn) (proxy.Caller, error) {
-	switch p := c.(*local).process; {
-	case p.unknown != nil:
-		return nil, p.unknown
-	case p.refused != nil:
-		return nil, p.refused
-	default:
-		return p, nil
-	}
-}
-
-type localListener struct {
-	net.Listener
-	process *process
-}
-
-func (l localListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return &local{c, l.process}, nil
 }
 
 // directory is a table of services.
@@ -231,16 +173,6 @@ func policies(t testing.TB) *policy.Set {
 	return set
 }
 
-// process makes a local process with an SVID of its own.
-func (w *world) process(path string, changes ...func(*process)) *process {
-	svid := w.ca.issue(w, path)
-	p := &process{identity: newIdentity(svid, w.ca.bundle()), id: svid.ID, closed: make(chan struct{}, 1024)}
-	for _, change := range changes {
-		change(p)
-	}
-	return p
-}
-
 // serve runs s on l until the test ends.
 func (w *world) serve(s *wire.Server, l net.Listener) {
 	done := make(chan error, 1)
@@ -254,15 +186,6 @@ func (w *world) serve(s *wire.Server, l net.Listener) {
 			w.Error(err)
 		}
 	})
-}
-
-// local opens egress to a process, on its shared listener or on a service's own, and gives the address.
-func (w *world) local(p *process, service *proxy.Service) string {
-	w.Helper()
-	l, s := listen(w), w.egress.Server(service)
-	w.serve(s, localListener{l, p})
-	w.servers[l.Addr().String()] = s
-	return l.Addr().String()
 }
 
 // dialEgress connects to egress's shared listener as p.
@@ -319,5 +242,3 @@ var hops = []hop{
 	{proxy.HopEgress, (*world).dialEgress},
 	{proxy.HopIngress, func(w *world, p *process) net.Conn { return w.dialIngress(p.svid.Load()) }},
 }
-
-var errGone = errors.New("the process has exited")
