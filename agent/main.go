@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.Is(err, errSilent):
 		return 1
 	}
-	fmt.Fprintln(stderr, "ward:", err)
+	fmt.Fprintln(stderr, "ward:", printable(err.Error()))
 	return 1
 }
 

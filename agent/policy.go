@@ -48,7 +48,7 @@ func (cmd explainCommand) Run(c *console) error {
 	case 1:
 		return explain(c.out, cfg, decisions[ids[0]])
 	}
-	return fmt.Errorf("%d decisions begin with %s: %s", len(ids), audit.Escape(cmd.Decision), strings.Join(ids[:min(len(ids), 5)], ", "))
+	return fmt.Errorf("%d decisions begin with %s: %s", len(ids), audit.Escape(cmd.Decision), audit.Escape(strings.Join(ids[:min(len(ids), 5)], ", ")))
 }
 
 // explain writes what the trail knows of one decision, and for a call that reached the policies, their working.
@@ -61,7 +61,7 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 	}
 	fmt.Fprintf(&b, "%s %d  %s", verdict, last.Status, first.Time.UTC().Format(time.RFC3339))
 	if first.PolicySet != "" {
-		fmt.Fprintf(&b, "  policy set %s", first.PolicySet)
+		fmt.Fprintf(&b, "  policy set %s", audit.Escape(first.PolicySet))
 	}
 	b.WriteByte('\n')
 	who := first.Caller
@@ -76,7 +76,7 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 		b.WriteString(" for " + audit.Escape(first.User))
 	}
 	for _, a := range first.Interactions {
-		fmt.Fprintf(&b, "  %s %s", a.Kind, a.Type)
+		fmt.Fprintf(&b, "  %s %s", audit.Escape(a.Kind), audit.Escape(a.Type))
 		if a.ID != "" {
 			b.WriteString("/" + audit.Escape(a.ID))
 		}
@@ -86,10 +86,10 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 	}
 	b.WriteByte('\n')
 	if last.Cause != "" && last.Cause != proxy.CausePolicy {
-		fmt.Fprintf(&b, "stopped at %s: %s\n", last.Cause, audit.Escape(last.Detail))
+		fmt.Fprintf(&b, "stopped at %s: %s\n", audit.Escape(string(last.Cause)), audit.Escape(last.Detail))
 	}
 	if last.Peer != "" && last.Stage == proxy.StageEgress {
-		fmt.Fprintf(&b, "decided by the service's own ward: %s\n", last.Peer)
+		fmt.Fprintf(&b, "decided by the service's own ward: %s\n", audit.Escape(last.Peer))
 	}
 	if _, err := io.WriteString(w, b.String()); err != nil {
 		return err
@@ -111,7 +111,11 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 		if err != nil {
 			return err
 		}
-		_, err = e.WriteTo(w)
+		var working strings.Builder
+		if _, err := e.WriteTo(&working); err != nil {
+			return err
+		}
+		_, err = io.WriteString(w, printable(working.String()))
 		return err
 	}
 	return nil

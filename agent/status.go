@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/proxy/audit"
 )
 
 type adminFlag struct {
@@ -50,9 +51,9 @@ func (cmd statusCommand) Run(c *console) error {
 func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 	var b strings.Builder
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&b, "%-9s %s\n", name, fmt.Sprintf(format, args...))
+		fmt.Fprintf(&b, "%-9s %s\n", name, audit.Escape(fmt.Sprintf(format, args...)))
 	}
-	fmt.Fprintf(&b, "host %s  %s  %s  ward %s  up %s\n", s.Host, s.TrustDomain, s.Mode, s.Version, short(now.Sub(s.Started)))
+	b.WriteString(audit.Escape(fmt.Sprintf("host %s  %s  %s  ward %s  up %s", s.Host, s.TrustDomain, s.Mode, s.Version, short(now.Sub(s.Started)))) + "\n")
 	ends := ""
 	if !s.Identity.EarliestEnd.IsZero() {
 		ends = fmt.Sprintf("; earliest ends in %s, renewals %s", short(s.Identity.EarliestEnd.Sub(now)), s.Identity.Renewals)
@@ -72,7 +73,7 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 	}
 	line("audit", "%d records in %s; %s", s.Audit.Records, s.Audit.Dir, trail)
 	for _, p := range s.Problems {
-		fmt.Fprintf(&b, "! %s\n", p)
+		fmt.Fprintf(&b, "! %s\n", audit.Escape(p))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

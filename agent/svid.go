@@ -14,6 +14,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/wardmesh/ward/proxy/audit"
 )
 
 // defaultWorkloadSocket is where an installed agent listens.
@@ -108,7 +110,7 @@ func (cmd svidX509Command) show(c *console, got *workloadapi.X509Context) error 
 			note = "  (default)"
 		}
 		if s.Hint != "" {
-			note += "  hint " + s.Hint
+			note += "  hint " + audit.Escape(s.Hint)
 		}
 		if _, err := fmt.Fprintf(c.out, "%s  until %s  serial %032x%s\n", s.ID, leaf.NotAfter.UTC().Format(time.RFC3339), leaf.SerialNumber, note); err != nil {
 			return err
