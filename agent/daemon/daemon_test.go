@@ -135,6 +135,42 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 	}
 }
 
+// In a folder that others can write they could put a socket of their own in the daemon's place.
+func TestSocketsInAFolderOfOthersAreRefused(t *testing.T) {
+	file := write(t, "")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Dir(file)
+	open := filepath.Join(dir, "open")
+	if err := errors.Join(os.Mkdir(open, 0o700), os.Chmod(open, 0o777)); err != nil { //nolint:gosec // that is the point
+		t.Fatal(err)
+	}
+	for _, name := range []string{"workload.sock", "admin.sock"} {
+		moved := strings.Replace(string(text), dir+"/"+name, open+"/"+name, 1)
+		if err := os.WriteFile(file, []byte(moved), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Load(file, config.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := daemon.New(t.Context(), cfg, daemon.Options{Version: "test", Log: zap.NewNop()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if err := d.Run(ctx); err == nil || !strings.Contains(err.Error(), "chmod go-w "+open) {
+			t.Errorf("%s: %v", name, err)
+		}
+		cancel()
+	}
+	if left, _ := os.ReadDir(open); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestBadPoliciesStartNothing(t *testing.T) {
 	file := write(t, `services:
   - {name: fhir.ehr.mesh.internal, id: /ward/ehr, addresses: ['127.0.0.1:1'], callers: [], listen: '127.0.0.1:1', upstream: {address: '127.0.0.1:2'}}

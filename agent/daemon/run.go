@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/attest/peer"
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/proxy/mesh"
@@ -104,11 +105,29 @@ func (d *Daemon) listen(ctx context.Context, network, address string) (net.Liste
 		return l, nil
 	}
 	if network == "unix" {
+		if err := guardFolder(address); err != nil {
+			return nil, err
+		}
 		// Anyone may connect: who it is decides what it gets.
 		return admin.ListenUnix(address, 0o666)
 	}
 	lc := net.ListenConfig{Control: peer.Control}
 	return lc.Listen(ctx, network, address)
+}
+
+// guardFolder makes the folder of a socket where it is missing, and refuses one in which others could put a socket of
+// their own in its place: applications would get their identities from it, and send it their users' tokens.
+func guardFolder(socket string) error {
+	dir := filepath.Dir(socket)
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // every user's applications go through it
+		return err
+	}
+	err := config.GuardDir(dir, config.Options{})
+	var unsafe *config.UnsafeError
+	if errors.As(err, &unsafe) {
+		return fmt.Errorf("the socket %s: %w; %s", socket, err, unsafe.Mend())
+	}
+	return err
 }
 
 // pinned opens address for local callers, each of which is pinned before a byte is read from it.
@@ -147,6 +166,9 @@ func (d *Daemon) openWorkloadAPI(ctx context.Context, g *errgroup.Group) (func(c
 }
 
 func (d *Daemon) openAdmin(ctx context.Context, g *errgroup.Group) (func(context.Context), error) {
+	if err := guardFolder(d.cfg.Admin.Socket); err != nil {
+		return nil, err
+	}
 	s, err := admin.Listen(admin.Options{Socket: d.cfg.Admin.Socket, Source: d, Metrics: d.registry, Log: d.log.Named("admin")})
 	if err != nil {
 		return nil, err
@@ -243,9 +265,6 @@ func (d *Daemon) openEgress(ctx context.Context, g *errgroup.Group) (func(contex
 		}
 	}
 	if dir := d.cfg.Mesh.Sockets; dir != "" {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return nil, fmt.Errorf("egress: %w", err)
-		}
 		for _, s := range services(d.cfg) {
 			if err := open("unix", filepath.Join(dir, s.Name+".sock"), s); err != nil {
 				return nil, err
