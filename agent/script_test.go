@@ -49,7 +49,7 @@ func TestScript(t *testing.T) {
 			return false, fmt.Errorf("no such condition")
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "masked": masked, "find": find, "start": start, "stop": stop,
+			"exits": exits, "masked": masked, "find": find, "start": start, "quits": quits,
 		},
 	})
 }
@@ -132,7 +132,7 @@ type started struct {
 
 type startedKey struct{}
 
-// start runs a command until stop, and goes on once its output has a line that matches: start ready ward run -c ward.yaml
+// start runs a command until quits, and goes on once its output has a line that matches: start ready ward run -c ward.yaml
 func start(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: start PATTERN COMMAND...")
@@ -176,11 +176,11 @@ func start(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// stop sends the started command a signal, upon which it must end with status 0: stop INT
-func stop(ts *testscript.TestScript, neg bool, args []string) {
+// quits sends the started command a signal, upon which it must end with status 0: quits INT
+func quits(ts *testscript.TestScript, neg bool, args []string) {
 	signals := map[string]os.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM}
 	if neg || len(args) != 1 || signals[args[0]] == nil {
-		ts.Fatalf("usage: stop INT|TERM")
+		ts.Fatalf("usage: quits INT|TERM")
 	}
 	d := ts.Value(startedKey{}).(*started)
 	ts.Check(d.cmd.Process.Signal(signals[args[0]]))
