@@ -297,3 +297,12 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// Whatever the limit on open files, one user's connections leave most of them to the others.
+func TestPerUser(t *testing.T) {
+	for files, want := range map[uint64]int{512: 64, 20_000: 1333, 524_288: 4096, math.MaxUint64: 4096} {
+		if got := perUser(files); got != want {
+			t.Errorf("with %d files a user may have %d connections, want %d", files, got, want)
+		}
+	}
+}

@@ -30,8 +30,9 @@ type Options struct {
 	// Sweep is how often each held process is checked for an execve or a change of user; an exit is seen at once.
 	// 0 stands for one second, which is also the most.
 	Sweep time.Duration
-	// PerUser is how many processes of one user may be held at once, one for each connection; 0 stands for 4096.
-	// Each takes four descriptors, which one user must not exhaust for all.
+	// PerUser is how many processes of one user may be held at once, one for each connection; 0 stands for 4096,
+	// or for fewer where they would take more than a third of the files that this process may open: one user must
+	// not exhaust them for all.
 	PerUser int
 	// Without does without kernel interfaces that may be there, as an older kernel or a process with fewer
 	// privileges has to.
@@ -51,6 +52,9 @@ type Missing struct {
 const (
 	maxSweep       = time.Second
 	defaultPerUser = 4096
+	// Each connection is a file, and four more that pin its process.
+	filesPerConn = 5
+	minPerUser   = 64
 )
 
 // Pinner pins processes and watches those that are held. All its methods may be called at once.
@@ -87,7 +91,11 @@ func New(o Options) (*Pinner, error) {
 		o.Sweep = maxSweep
 	}
 	if o.PerUser == 0 {
-		o.PerUser = defaultPerUser
+		var files unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+			return nil, os.NewSyscallError("getrlimit", err)
+		}
+		o.PerUser = perUser(files.Cur)
 	}
 	// Through a /proc of another pid namespace every pid would name somebody else.
 	if self, err := os.Readlink("/proc/self"); err != nil {
@@ -116,6 +124,11 @@ func New(o Options) (*Pinner, error) {
 	p.sweep.Stop()
 	go p.watch()
 	return p, nil
+}
+
+// perUser is how many connections one user may have where this process may open so many files.
+func perUser(files uint64) int {
+	return int(min(defaultPerUser, max(minPerUser, files/3/filesPerConn)))
 }
 
 // openEpoll hands the epoll descriptor to the Go runtime's own poller, so that waiting costs no thread.
