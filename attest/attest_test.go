@@ -10,7 +10,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -190,4 +192,28 @@ func TestTurns(t *testing.T) {
 	}()
 	done()
 	(<-next)()
+}
+
+// One user's queue is not everybody's: whoever makes it long is turned away at its end.
+func TestTurnsAreNotQueuedForWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turns attest.Turns
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var waiting sync.WaitGroup
+		for range 1024 {
+			waiting.Go(func() { _, _ = turns.Take(ctx, 1) })
+		}
+		synctest.Wait()
+		if _, err := turns.Take(ctx, 1); !errors.Is(err, attest.ErrCrowded) {
+			t.Errorf("got %v", err)
+		}
+		done, err := turns.Take(ctx, 2)
+		if err != nil {
+			t.Fatalf("another user: %v", err)
+		}
+		done()
+		cancel()
+		waiting.Wait()
+	})
 }

@@ -34,6 +34,9 @@ func (e *Egress) Server(service *Service) *wire.Server {
 			return e.outside(conn.(*Local), remote, Refuse(statusCause(status), "not acceptable HTTP (%d)", status))
 		},
 		Defect: func(stack []byte) { e.Observe.Defect(HopEgress, stack) },
+		// More than attestation lets any one user's processes wait for their turn (attest.Turns): a user whose
+		// processes are slow to attest fills its own queue, and not the listener.
+		MaxPending: 4096,
 	}
 }
 
