@@ -36,13 +36,13 @@ func cast() []player {
 		{name: "scraper", id: "/app/scraper", client: "directory"},
 		{name: "bridge", id: "/bridge/icu", client: "icu-bridge"},
 		// Short enough to see it rotate: at about half of its life.
-		{name: "etl", id: "/etl/night", client: "night-export", ttl: 12 * time.Second},
+		{name: "etl", id: "/etl/night", client: "night-export", ttl: 15 * time.Second},
 		{name: "stranger"},
 	}
 }
 
 // maxExchange is a third of the shortest SVID's life, the most that is allowed.
-const maxExchange = 4 * time.Second
+const maxExchange = 5 * time.Second
 
 func id(cfg *config.Config, path string) spiffeid.ID {
 	return spiffeid.RequireFromPath(cfg.TrustDomain, path)

@@ -189,7 +189,7 @@ func (w *actor) watch(ctx context.Context, o order) (answer, error) {
 		close(serials)
 	}()
 	a := answer{SerialBefore: <-serials}
-	o.Header = map[string]string{"User-Agent": "slow-reader/1s"}
+	o.Header = map[string]string{"User-Agent": "slow-reader/500ms"}
 	for calls := 1; ; calls++ {
 		got, err := w.call(ctx, o)
 		if err != nil {
