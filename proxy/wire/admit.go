@@ -16,10 +16,11 @@ import (
 )
 
 // admit turns l into a listener of connections that are through TLS and Accept. Each is admitted in a goroutine of
-// its own, so that a peer that stalls its handshake delays nobody; MaxPending bounds how many do so at a time.
+// its own, so that a peer that stalls its handshake delays nobody; MaxPending bounds how many do so at a time, and
+// then the oldest is cut off.
 func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 	ready := &admittedListener{Listener: l, conns: make(chan *admitted), failed: make(chan error, 1), closed: make(chan struct{})}
-	slots := make(chan struct{}, s.MaxPending)
+	waiting := &pending{max: s.MaxPending}
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -36,10 +37,15 @@ func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 				ready.failed <- err
 				return
 			}
-			slots <- struct{}{}
+			judging, cancel := context.WithCancel(ctx)
+			done := waiting.add(func() {
+				cancel()
+				_ = c.Close()
+			})
 			go func() {
-				a := s.judge(ctx, c)
-				<-slots
+				a := s.judge(judging, c)
+				done()
+				cancel()
 				if a == nil {
 					return
 				}

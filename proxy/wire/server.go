@@ -39,7 +39,7 @@ type Server struct {
 	IdleTimeout time.Duration
 	// HeadBytes bounds a request's head; 0 stands for 64 KiB.
 	HeadBytes int
-	// MaxPending bounds connections that are being admitted at a time; 0 stands for 1024.
+	// MaxPending bounds connections that are being admitted at a time; 0 stands for 1024. One more cuts off the oldest.
 	MaxPending int
 
 	once sync.Once
