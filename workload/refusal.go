@@ -17,8 +17,11 @@ var (
 	ErrUnavailable = errors.New("no valid SVID or bundle can be had at this moment")
 	// ErrClosed: the service has been closed.
 	ErrClosed = errors.New("the identity service has been closed")
-	// ErrDenied: the ID is on the deny list.
+	// ErrDenied: the ID is on the deny list. A process that would otherwise have an identity gets an error that is both
+	// this and ErrNoIdentity.
 	ErrDenied = errors.New("the SPIFFE ID is on the deny list")
+
+	errDenied = fmt.Errorf("%w; otherwise %w", ErrDenied, ErrNoIdentity)
 )
 
 // Refusal is why a process gets nothing, or nothing any more. Err wraps ErrNoIdentity, ErrUnavailable,

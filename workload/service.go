@@ -175,12 +175,14 @@ func (v *visit) match() error {
 		v.changed = append(v.changed, denied)
 	}
 	var granted []*Entry
+	refusal := ErrNoIdentity
 	for _, e := range entries {
 		switch {
 		case v.want == LentSVIDs && !e.Proxy:
 		case v.sole && !v.id.IsZero() && e.ID != v.id:
 		case v.sole && len(granted) == 1:
 		case v.s.o.Denials.Denied(e.ID):
+			refusal = errDenied
 		// WAPI §5.2.1: one X509SVID for each identity. Where two entries give the same, the first has it.
 		case slices.ContainsFunc(granted, func(g *Entry) bool { return g.ID == e.ID }):
 		default:
@@ -190,7 +192,7 @@ func (v *visit) match() error {
 	v.report.Entries = granted
 	v.report.Took += time.Since(start)
 	if len(granted) == 0 {
-		return ErrNoIdentity
+		return refusal
 	}
 	v.id = granted[0].ID
 	v.s.o.Observer.Attested(v.report)

@@ -425,6 +425,7 @@ func TestDenied(t *testing.T) {
 		st.ended(2, ErrNoIdentity)
 		n := b.authority.count()
 		b.watch(portalProcess(), X509SVIDs).ended(0, ErrNoIdentity)
+		b.watch(portalProcess(), X509SVIDs).ended(0, ErrDenied) // as the operator is told
 		if b.authority.count() != n {
 			t.Error("a denied ID was issued")
 		}
