@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// patience is how long anything may take that should be over at once.
-const patience = 20 * time.Second
+// patience is how long anything may take that should be over at once, on a machine that is busy with other things.
+const patience = 60 * time.Second
 
 // process is a server that runs in the background.
 type process struct {
