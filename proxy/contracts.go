@@ -40,11 +40,6 @@ type Identity interface {
 	x509bundle.Source
 }
 
-// TokenVerifier turns the bytes of an access token into verified claims. Implemented by proxy/token.
-type TokenVerifier interface {
-	Verify(ctx context.Context, raw string) (*Token, error)
-}
-
 // Authenticator turns a request's Authorization fields into a verified token. Implemented by proxy/token.
 type Authenticator interface {
 	Authenticate(ctx context.Context, authorization []string) (*Token, error)

@@ -83,7 +83,6 @@ type Verifier struct {
 }
 
 var (
-	_ proxy.TokenVerifier = (*Verifier)(nil)
 	_ proxy.Authenticator = (*Verifier)(nil)
 )
 
