@@ -66,6 +66,10 @@ const (
 	codeNoIssuer          = "W0316"
 	codeKeySource         = "W0317"
 	codeNeverStrong       = "W0318"
+	codeAnyUpstream       = "W0319"
+	codeObserve           = "W0320"
+	codeIntercept         = "W0321"
+	codeSecondTrail       = "W0322"
 
 	// what config names
 	codeNamedFile = "W0401"

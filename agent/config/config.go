@@ -61,13 +61,39 @@ type Authority struct {
 	Dir     string        // keys and journal
 	CATTL   time.Duration // life of the CA certificate
 	X509TTL time.Duration // life of an X.509-SVID whose entry does not say
+	Keys    Keys
 }
 
-// Agent is the Workload API.
-type Agent struct{ Socket string }
+// How private keys are kept.
+const (
+	SealNone       = "none"       // files of mode 0600
+	SealTPM        = "tpm"        // files encrypted under a key that only this machine's TPM 2.0 opens
+	SealCredential = "credential" // files encrypted under a credential that the service manager hands over
+)
 
-// Admin is the operator's own socket.
-type Admin struct{ Socket string }
+// Keys is how the private keys at rest are protected.
+type Keys struct {
+	Seal       string // SealNone, SealTPM or SealCredential
+	TPM        string // the TPM's device
+	Credential string // the credential's name
+}
+
+// Agent is the identity side of this host.
+type Agent struct {
+	Socket string // of the Workload API
+	Broker string // Unix socket of the Broker API, where this host's egress gets its callers' SVIDs
+	State  string // folder of what the agent keeps beside the authority: sealed SVIDs
+	Wards  Wards
+}
+
+// Wards says which processes are this host's own proxies, where they run apart from the agent.
+type Wards struct{ Egress, Ingress []Selector }
+
+// Admin is the operator's own sockets, one for each role that runs in a process of its own.
+type Admin struct {
+	Socket                string // of the agent, and of ward run
+	Egress, Ingress, Mesh string
+}
 
 // Workload is an entry: which processes are this workload, and what they get.
 type Workload struct {
@@ -77,6 +103,8 @@ type Workload struct {
 	SVID        SVID
 	Proxy       bool   // its SVIDs may be lent to the local proxy
 	MinStrength string // weak or strong
+	// MaxAge is how old an attestation may grow before the process is attested anew; 0 stands for no bound.
+	MaxAge time.Duration
 }
 
 // Selector is one fact that a process must show. Type is spelt as in config (`unix.uid`), Value canonically.
@@ -118,10 +146,24 @@ type Service struct {
 	MaxExchange time.Duration
 	Listen      netip.AddrPort // not valid unless this host serves it
 	Upstream    Upstream       // zero unless this host serves it
+	// Mode is ModeEnforce, or ModeObserve until ObserveUntil.
+	Mode         string
+	ObserveUntil time.Time
 }
 
+// How a service treats what policy, token, limits and validation would refuse.
+const (
+	ModeEnforce = "enforce"
+	ModeObserve = "observe" // let through, and recorded as what would have been refused
+)
+
 // Upstream is where the serving host forwards to.
-type Upstream struct{ Network, Address string } // "unix" and a path, or "tcp" and a loopback host:port
+type Upstream struct {
+	Network, Address string // "unix" and a path, or "tcp" and a loopback host:port
+	// Process is what must be attested of the process that serves there, before a byte is sent to it: unix.uid,
+	// systemd.unit or both. Empty only for a Unix socket, whose folder's permissions then stand for it.
+	Process []Selector
+}
 
 // Where the keys of an issuer come from.
 const (
@@ -165,6 +207,16 @@ type Policies struct{ Dir string }
 type Audit struct {
 	Dir                  string
 	SegmentSize, MinFree int64
+	// Second is a folder on another filesystem that takes the records while Dir cannot; "" for none.
+	Second string
+	// Reserve is allocated ahead, for emergency treatment and break-glass when nothing else can be recorded.
+	Reserve int64
+	// Keep is for how long whole segments are kept, and MaxSize how large the log may grow; 0 stands for no bound.
+	Keep    time.Duration
+	MaxSize int64
+	// Refusals is how many refusals of one identity (of one source, where there is none) are recorded one by one in a
+	// minute; more are counted and folded into summaries.
+	Refusals int
 }
 
 // Monitor is how Ward itself is watched. A Metrics that is not valid means: only on the admin socket.
@@ -176,6 +228,30 @@ type Mesh struct {
 	DNS     netip.AddrPort // the responder for the zone
 	Listen  netip.AddrPort // where egress accepts plain HTTP
 	Sockets string         // folder with one Unix socket for each service
+	// Range is where the virtual addresses of services come from: what is sent there is redirected to Listen.
+	Range netip.Prefix
+	// Intercept redirects what these processes send to these ports to Listen.
+	Intercept []Intercept
+	// Guard lets nobody but Ward's own users dial the TCP upstreams of this host.
+	Guard bool
+	// Resolver is how the zone is made known to the host: one of the words Resolver….
+	Resolver string
+	State    string // folder of the table of virtual addresses
+}
+
+// Who is told of the mesh's zone.
+const (
+	ResolverAuto           = "auto" // whichever of the others the host has
+	ResolverSystemd        = "systemd-resolved"
+	ResolverNetworkManager = "networkmanager"
+	ResolverFile           = "resolv.conf"
+	ResolverNone           = "none"
+)
+
+// Intercept names processes, by uid or by unit, whose outbound FHIR traffic is redirected to egress.
+type Intercept struct {
+	Select []Selector // unix.uid or systemd.unit, one of them
+	Ports  []uint16
 }
 
 // Log is how the daemon logs.

@@ -154,6 +154,41 @@ func size(into *int64, least, most int64) value {
 	}}
 }
 
+// count is a whole number between two bounds.
+func count(into *int, least, most int) value {
+	return scalar[int]{into, form[int]{
+		what: fmt.Sprintf("a number from %d to %d", least, most),
+		tags: []string{"!!int"},
+		parse: func(_ *decoder, s string) (int, *fault) {
+			n, err := strconv.Atoi(s)
+			switch {
+			case err != nil || strconv.Itoa(n) != s:
+				return 0, &fault{codeType, quote(s) + " is not a whole number", fmt.Sprintf("write a number from %d to %d", least, most)}
+			case n < least || n > most:
+				return 0, &fault{codeRange, s + " is out of range", fmt.Sprintf("use a number from %d to %d", least, most)}
+			}
+			return n, nil
+		},
+		props: map[string]any{"type": "integer", "minimum": least, "maximum": most},
+	}}
+}
+
+// port is a TCP port.
+func port(into *uint16) value {
+	return scalar[uint16]{into, form[uint16]{
+		what: "a port from 1 to 65535",
+		tags: []string{"!!int"},
+		parse: func(_ *decoder, s string) (uint16, *fault) {
+			n, err := strconv.ParseUint(s, 10, 16)
+			if err != nil || n == 0 || strconv.FormatUint(n, 10) != s {
+				return 0, &fault{codeAddress, quote(s) + " is not a port", "use a number from 1 to 65535"}
+			}
+			return uint16(n), nil
+		},
+		props: map[string]any{"type": "integer", "minimum": 1, "maximum": math.MaxUint16},
+	}}
+}
+
 // instant is a time, RFC 3339, or a day, which begins at midnight UTC.
 func instant(into *time.Time) value {
 	return scalar[time.Time]{into, form[time.Time]{

@@ -68,6 +68,19 @@ func (a *Authority) keys() keys {
 			doc: "How long the CA certificate lives, from the first run on."},
 		{name: "x509_ttl", value: duration(&a.X509TTL, 5*time.Second, 24*time.Hour), def: "1h", example: "1h",
 			doc: "How long an X.509-SVID lives unless its entry says otherwise. It is renewed at half of that."},
+		{name: "keys", value: object{a.Keys.keys()}, example: "{seal: tpm}",
+			doc: "How the authority's private keys are protected on the disk."},
+	}}
+}
+
+func (k *Keys) keys() keys {
+	return keys{list: []key{
+		{name: "seal", value: word(&k.Seal, []string{SealNone, SealTPM, SealCredential}), def: SealNone, example: SealTPM,
+			doc: "none: files of mode 0600. tpm: encrypted under a key that only this machine's TPM 2.0 opens. credential: encrypted under a systemd credential. Keys that are there already are not changed."},
+		{name: "tpm", value: path(&k.TPM, "the TPM's device"), def: "/dev/tpmrm0", example: "/dev/tpmrm0",
+			doc: "The TPM's resource manager, or the socket of a software TPM."},
+		{name: "credential", value: matching(&k.Credential, "the name of a credential", `^[A-Za-z0-9._-]{1,64}$`, "use letters, digits, dots, dashes and underscores; 64 at most"), def: "ward-keys", example: "ward-keys",
+			doc: "The systemd credential that holds the key (LoadCredentialEncrypted= in the unit); 32 bytes at least."},
 	}}
 }
 
@@ -75,13 +88,34 @@ func (a *Agent) keys() keys {
 	return keys{list: []key{
 		{name: "socket", value: socket(&a.Socket), def: "/run/ward/agent/workload.sock", example: "/run/ward/agent/workload.sock",
 			doc: "Unix socket of the Workload API. Workloads find it by SPIFFE_ENDPOINT_SOCKET=unix://PATH."},
+		{name: "broker", value: socketOrOff(&a.Broker), def: "/run/ward/agent/broker.sock", example: "/run/ward/agent/broker.sock",
+			doc: "Unix socket of the SPIFFE Broker API, where this host's egress gets its callers' identities. Only the process that wards.egress names is served."},
+		{name: "state", value: path(&a.State, "a folder"), def: "/var/lib/ward/agent", example: "/var/lib/ward/agent",
+			doc: "Folder of what the agent keeps beside the authority; mode 0700."},
+		{name: "wards", value: object{a.Wards.keys()}, example: "{egress: {systemd.unit: ward-egress.service}}",
+			doc: "Which processes are this host's own proxies, where they run apart from the agent."},
+	}}
+}
+
+func (w *Wards) keys() keys {
+	return keys{list: []key{
+		{name: "egress", value: object{selectors(&w.Egress)}, example: "{systemd.unit: ward-egress.service}",
+			doc: "The egress proxy, to which identities with proxy: true are lent. The default is the unit ward-egress.service."},
+		{name: "ingress", value: object{selectors(&w.Ingress)}, example: "{systemd.unit: ward-ingress.service}",
+			doc: "The ingress proxy, which answers as the services that this host serves. The default is the unit ward-ingress.service."},
 	}}
 }
 
 func (a *Admin) keys() keys {
 	return keys{list: []key{
 		{name: "socket", value: socket(&a.Socket), def: "/run/ward/agent/admin.sock", example: "/run/ward/agent/admin.sock",
-			doc: "Unix socket for root and the group ward-admin."},
+			doc: "Unix socket of the agent, and of ward run, for root and the group ward-admin."},
+		{name: "egress", value: socket(&a.Egress), def: "/run/ward/egress/admin.sock", example: "/run/ward/egress/admin.sock",
+			doc: "The same of the egress proxy, where it is a process of its own."},
+		{name: "ingress", value: socket(&a.Ingress), def: "/run/ward/ingress/admin.sock", example: "/run/ward/ingress/admin.sock",
+			doc: "The same of the ingress proxy."},
+		{name: "mesh", value: socket(&a.Mesh), def: "/run/ward/mesh/admin.sock", example: "/run/ward/mesh/admin.sock",
+			doc: "The same of ward mesh."},
 	}}
 }
 
@@ -100,8 +134,10 @@ func (w *Workload) keys() keys {
 				doc: "Whether the local proxy may borrow this identity to make the workload's calls. Workloads that call services through Ward need it."},
 			{name: "min_strength", value: word(&w.MinStrength, []string{"weak", "strong"}), def: "weak", example: "strong",
 				doc: "How firmly a process must have been pinned while it was attested. strong needs a kernel that pins the peer of a socket itself, Linux 6.5 or later."},
+			{name: "max_age", value: duration(&w.MaxAge, time.Second, 30*24*time.Hour), example: "1h",
+				doc: "How old an attestation may grow before the process is attested anew. Without it a process is attested when it connects and after every change."},
 		},
-		refused: unsupported("hosts", "may_act_for", "fhir", "max_age", "posture", "federates_with"),
+		refused: unsupported("hosts", "may_act_for", "fhir", "posture", "federates_with"),
 	}
 }
 
@@ -178,8 +214,12 @@ func (s *Service) keys() keys {
 				doc: "Where the ward in front of the FHIR server listens. On the serving host only, together with upstream."},
 			{name: "upstream", value: object{s.Upstream.keys()}, example: "{address: 'unix:/run/hapi/fhir.sock'}",
 				doc: "The FHIR server. On the serving host only, together with listen."},
+			{name: "mode", value: word(&s.Mode, []string{ModeEnforce, ModeObserve}), def: ModeEnforce, example: ModeObserve,
+				doc: "enforce refuses what may not be. observe lets through what token, scope, policy, limits or validation would refuse, and records that; identity, parsing and audit hold as ever. It needs observe_until."},
+			{name: "observe_until", value: instant(&s.ObserveUntil), example: "2026-12-31",
+				doc: "When observing ends and the service enforces by itself."},
 		},
-		refused: unsupported("srv", "via", "mode", "observe_until"),
+		refused: unsupported("srv", "via"),
 	}
 }
 
@@ -188,8 +228,10 @@ func (u *Upstream) keys() keys {
 		list: []key{
 			{name: "address", value: upstream(u), required: true, example: "'unix:/run/hapi/fhir.sock'",
 				doc: "Where the FHIR server listens: a Unix socket, which is preferred, or a loopback address. It must not be reachable in any other way."},
+			{name: "process", value: object{serving(&u.Process)}, example: "{uid: 992, unit: hapi.service}",
+				doc: "Who must be serving there: attested on each new connection, before a byte is sent. Needed for a loopback address, on which any local user can listen while the server is away."},
 		},
-		refused: unsupported("process", "lookup_token"),
+		refused: unsupported("lookup_token"),
 	}
 }
 
@@ -263,6 +305,16 @@ func (a *Audit) keys() keys {
 			doc: "How large one file of the log grows before the next is begun."},
 		{name: "min_free", value: size(&a.MinFree, 1<<20, 1<<40), def: "64MiB", example: "1GiB",
 			doc: "With less free space than this, calls are refused: what cannot be recorded does not happen."},
+		{name: "second", value: pathOrOff(&a.Second, "a folder"), def: `""`, example: "/srv/ward-audit",
+			doc: "Folder on another filesystem that takes the records while dir cannot."},
+		{name: "reserve", value: size(&a.Reserve, 64<<10, 1<<40), def: "16MiB", example: "16MiB",
+			doc: "Space that is allocated ahead in dir, for emergency treatment and break-glass when nothing else can be recorded."},
+		{name: "keep", value: duration(&a.Keep, 24*time.Hour, 50*365*24*time.Hour), example: "52560h",
+			doc: "For how long the log is kept; older segments are removed whole. Without it, it is kept for good."},
+		{name: "max_size", value: size(&a.MaxSize, 1<<20, 1<<50), example: "200GiB",
+			doc: "How large the log may grow before its oldest segments are removed. Without it, only min_free bounds it."},
+		{name: "refusals", value: count(&a.Refusals, 1, 100000), def: "60", example: "60",
+			doc: "How many refusals of one identity (of one source, where there is none) are recorded one by one in a minute. More are counted, and folded into summaries."},
 	}}
 }
 
@@ -283,6 +335,25 @@ func (m *Mesh) keys() keys {
 			doc: "Where egress accepts plain HTTP from applications, also as their http_proxy."},
 		{name: "sockets", value: pathOrOff(&m.Sockets, "a folder"), def: "/run/ward/egress", example: "/run/ward/egress",
 			doc: "Folder in which egress has a Unix socket for each service, SERVICE.sock."},
+		{name: "range", value: loopbackRange(&m.Range), def: "127.128.0.0/10", example: "127.128.0.0/10",
+			doc: "The virtual addresses of services. ward mesh redirects what is sent there to mesh.listen, and leaves a reject rule when it stops."},
+		{name: "intercept", value: list[Intercept]{into: &m.Intercept, item: func(i *Intercept) value { return object{i.keys()} }}, example: "[{select: {systemd.unit: portal.service}, ports: [80, 8080]}]",
+			doc: "Processes whose outbound FHIR traffic goes through egress, whatever address they send it to."},
+		{name: "guard", value: flag(&m.Guard), def: "false", example: "true",
+			doc: "Whether ward mesh lets nobody but Ward dial the TCP upstreams of this host."},
+		{name: "resolver", value: word(&m.Resolver, []string{ResolverAuto, ResolverSystemd, ResolverNetworkManager, ResolverFile, ResolverNone}), def: ResolverAuto, example: ResolverNone,
+			doc: "How ward mesh makes the zone known to this host. auto takes what it finds; none leaves it to you."},
+		{name: "state", value: path(&m.State, "a folder"), def: "/var/lib/ward/mesh", example: "/var/lib/ward/mesh",
+			doc: "Folder of the table of virtual addresses, which stay with their services across restarts."},
+	}}
+}
+
+func (i *Intercept) keys() keys {
+	return keys{list: []key{
+		{name: "select", value: object{selectors(&i.Select)}, required: true, example: "{systemd.unit: portal.service}",
+			doc: "The processes: unix.uid or systemd.unit, one of them."},
+		{name: "ports", value: list[uint16]{into: &i.Ports, least: 1, item: port}, required: true, example: "[80, 8080]",
+			doc: "The TCP ports to which they send FHIR."},
 	}}
 }
 

@@ -121,6 +121,20 @@ func socket(into *string) value {
 	}}
 }
 
+// socketOrOff is like socket, and "" stands for none.
+func socketOrOff(into *string) value {
+	return scalar[string]{into, form[string]{
+		what: `the path of a Unix socket, or "" for none`,
+		parse: func(d *decoder, s string) (string, *fault) {
+			if s == "" {
+				return "", nil
+			}
+			return d.socket(s)
+		},
+		props: map[string]any{"type": "string", "maxLength": longestSocket},
+	}}
+}
+
 func (d *decoder) path(s string) (string, *fault) {
 	switch {
 	case s == "":
@@ -173,6 +187,26 @@ func loopbackOrOff(into *netip.AddrPort) value {
 	}}
 }
 
+// loopbackRange is a part of 127.0.0.0/8, large enough for a few hundred services.
+func loopbackRange(into *netip.Prefix) value {
+	return scalar[netip.Prefix]{into, form[netip.Prefix]{
+		what: "a range of loopback addresses such as 127.128.0.0/10",
+		parse: func(_ *decoder, s string) (netip.Prefix, *fault) {
+			p, err := netip.ParsePrefix(s)
+			switch {
+			case err != nil || p != p.Masked() || !p.Addr().Is4():
+				return netip.Prefix{}, &fault{codeAddress, quote(s) + " is not a range of IPv4 addresses", "write, for example, 127.128.0.0/10"}
+			case !p.Addr().IsLoopback() || p.Bits() < 9:
+				return netip.Prefix{}, &fault{codeLoopback, quote(s) + " is not a part of 127.0.0.0/8", "use, for example, 127.128.0.0/10"}
+			case p.Bits() > 24:
+				return netip.Prefix{}, &fault{codeRange, quote(s) + " is too small", "use a range of at least 256 addresses, /24 or larger"}
+			}
+			return p, nil
+		},
+		props: map[string]any{"type": "string", "pattern": `^127\.[0-9.]+/[0-9]+$`},
+	}}
+}
+
 func parseAddress(s string) (netip.AddrPort, *fault) {
 	ap, err := netip.ParseAddrPort(s)
 	if err != nil || ap.Port() == 0 || ap.Addr().Zone() != "" || ap.Addr().Is4In6() {
@@ -215,13 +249,13 @@ func peer(into *string) value {
 }
 
 // upstream is where a FHIR server on this host listens.
-func upstream(into *Upstream) value {
-	return scalar[Upstream]{into, form[Upstream]{
+func upstream(u *Upstream) value {
+	return scalar[Upstream]{u, form[Upstream]{
 		what: "unix:/path/to/socket, or a loopback address such as 127.0.0.1:8080",
 		parse: func(d *decoder, s string) (Upstream, *fault) {
 			if p, unix := strings.CutPrefix(s, "unix:"); unix {
 				p, f := d.socket(p)
-				return Upstream{"unix", p}, f
+				return Upstream{Network: "unix", Address: p, Process: u.Process}, f
 			}
 			ap, f := parseLoopback(s)
 			if f != nil && f.code == codeLoopback {
@@ -229,7 +263,7 @@ func upstream(into *Upstream) value {
 			} else if f != nil {
 				f.advice = "write unix:/path/to/socket or 127.0.0.1:8080, without a scheme"
 			}
-			return Upstream{"tcp", ap.String()}, f
+			return Upstream{Network: "tcp", Address: ap.String(), Process: u.Process}, f
 		},
 		props: map[string]any{"type": "string", "pattern": `^(unix:.+|127\.[0-9.]+:[0-9]+|\[::1\]:[0-9]+)$`},
 	}}

@@ -16,6 +16,9 @@ func (d *decoder) rules(c *Config) {
 	d.tokens(c)
 	d.bindings(c, names)
 	d.denied(c)
+	d.wards(c)
+	d.mesh(c)
+	d.trail(c)
 	d.listeners(c)
 	d.lifetimes(c)
 }

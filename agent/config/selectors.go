@@ -46,6 +46,17 @@ func selectors(into *[]Selector) keys {
 	}
 }
 
+// serving is the table of what can be attested of the process that serves an upstream: what the kernel tells anybody
+// who connects to it.
+func serving(into *[]Selector) keys {
+	return keys{list: []key{
+		{name: "uid", value: selector{into: into, kind: "unix.uid", form: numericID()}, example: "992",
+			doc: "The user who opened the listening socket."},
+		{name: "unit", value: selector{into: into, kind: "systemd.unit", form: unitName()}, example: "hapi.service",
+			doc: "The unit of the system's own service manager in which the server runs."},
+	}}
+}
+
 func (s selector) decode(d *decoder, n *yaml.Node, path string) {
 	if !s.many || n.Kind != yaml.SequenceNode {
 		s.one(d, n, path)

@@ -33,12 +33,27 @@ func (d *decoder) services(c *Config, dir directory) {
 			}
 		}
 		d.exchange(c, s, at, callers)
+		d.observes(s, at)
+		if s.Upstream.Network == "tcp" && len(s.Upstream.Process) == 0 && d.ok(at+".upstream") {
+			d.failAt(at+".upstream", fault{codeAnyUpstream, "any local user can listen on " + s.Upstream.Address + " while the server is away, and would be sent the calls",
+				"add process: {unit: SERVER.service} or process: {uid: NUMBER}, or use a Unix socket"})
+		}
 		switch listen, upstream := d.set(at+".listen"), d.set(at+".upstream"); {
 		case listen && !upstream:
 			d.failAt(at+".listen", fault{codeHalfServed, "the service has listen but no upstream", "add upstream: {address: unix:/path/to/socket}, or remove listen where another host serves it"})
 		case upstream && !listen:
 			d.failAt(at+".upstream", fault{codeHalfServed, "the service has upstream but no listen", "add listen: 10.0.0.5:8443, or remove upstream where another host serves it"})
 		}
+	}
+}
+
+// observes refuses a service that would observe for good.
+func (d *decoder) observes(s *Service, at string) {
+	switch until := d.set(at + ".observe_until"); {
+	case s.Mode == ModeObserve && !until && d.ok(at+".mode"):
+		d.failAt(at+".mode", fault{codeObserve, "the service would let everything through for good", "add observe_until: the day from which it enforces"})
+	case s.Mode != ModeObserve && until && d.ok(at+".observe_until"):
+		d.failAt(at+".observe_until", fault{codeObserve, "the service enforces already", "remove observe_until, or add mode: observe"})
 	}
 }
 
@@ -115,7 +130,11 @@ func (d *decoder) listeners(c *Config) {
 		sockets[socket] = path
 	}
 	addSocket("agent.socket", c.Agent.Socket)
+	addSocket("agent.broker", c.Agent.Broker)
 	addSocket("admin.socket", c.Admin.Socket)
+	addSocket("admin.egress", c.Admin.Egress)
+	addSocket("admin.ingress", c.Admin.Ingress)
+	addSocket("admin.mesh", c.Admin.Mesh)
 	for i, s := range c.Services {
 		if c.Mesh.Sockets != "" && s.Name != "" {
 			addSocket(fmt.Sprintf("services[%d].name", i), filepath.Join(c.Mesh.Sockets, s.Name+".sock"))

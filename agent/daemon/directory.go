@@ -112,7 +112,7 @@ func services(cfg *config.Config) []*proxy.Service {
 	var out []*proxy.Service
 	for _, s := range cfg.Services {
 		svc := &proxy.Service{Name: s.Name, ID: s.ID, Addresses: s.Addresses, Callers: s.Callers, Base: s.Base, MaxExchange: s.MaxExchange,
-			Upstream: proxy.Upstream(s.Upstream)}
+			Upstream: proxy.Upstream{Network: s.Upstream.Network, Address: s.Upstream.Address}}
 		if s.Listen.IsValid() {
 			svc.Listen = s.Listen.String()
 		}
