@@ -28,6 +28,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -53,8 +54,19 @@ type Config struct {
 	Log         Log
 
 	file   string
+	files  []string
+	digest string
 	places map[string]span
 }
+
+// File is the config file that was loaded, as it was named.
+func (c *Config) File() string { return c.file }
+
+// Files lists the files that were read, the config file first.
+func (c *Config) Files() []string { return slices.Clone(c.files) }
+
+// Digest names the content of the files: equal digests mean equal config. It is 16 hexadecimal digits.
+func (c *Config) Digest() string { return c.digest }
 
 // Authority is the embedded certificate authority.
 type Authority struct {

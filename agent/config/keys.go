@@ -99,9 +99,9 @@ func (a *Agent) keys() keys {
 
 func (w *Wards) keys() keys {
 	return keys{list: []key{
-		{name: "egress", value: object{selectors(&w.Egress)}, example: "{systemd.unit: ward-egress.service}",
+		{name: "egress", value: object{boundaries(&w.Egress)}, example: "{systemd.unit: ward-egress.service}",
 			doc: "The egress proxy, to which identities with proxy: true are lent. The default is the unit ward-egress.service."},
-		{name: "ingress", value: object{selectors(&w.Ingress)}, example: "{systemd.unit: ward-ingress.service}",
+		{name: "ingress", value: object{boundaries(&w.Ingress)}, example: "{systemd.unit: ward-ingress.service}",
 			doc: "The ingress proxy, which answers as the services that this host serves. The default is the unit ward-ingress.service."},
 	}}
 }
@@ -350,8 +350,8 @@ func (m *Mesh) keys() keys {
 
 func (i *Intercept) keys() keys {
 	return keys{list: []key{
-		{name: "select", value: object{selectors(&i.Select)}, required: true, example: "{systemd.unit: portal.service}",
-			doc: "The processes: unix.uid or systemd.unit, one of them."},
+		{name: "select", value: object{boundaries(&i.Select)}, required: true, example: "{systemd.unit: portal.service}",
+			doc: "The processes, by one of the two."},
 		{name: "ports", value: list[uint16]{into: &i.Ports, least: 1, item: port}, required: true, example: "[80, 8080]",
 			doc: "The TCP ports to which they send FHIR."},
 	}}

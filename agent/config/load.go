@@ -2,6 +2,8 @@ package config
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -76,6 +78,12 @@ func newDecoder(dir string) *decoder {
 // decode makes a Config of the files. It is of use only when there were no errors.
 func (d *decoder) decode(name string, files []*source) *Config {
 	c := &Config{file: name, places: d.places}
+	sum := sha256.New()
+	for _, f := range files {
+		c.files = append(c.files, f.name)
+		fmt.Fprintf(sum, "%s\x00%s\x00", filepath.Base(f.name), strings.Join(f.lines, "\n"))
+	}
+	c.digest = hex.EncodeToString(sum.Sum(nil)[:8])
 	d.findDomain(files)
 	top := object{c.keys()}
 	for _, f := range files {

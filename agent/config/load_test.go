@@ -24,6 +24,7 @@ var equate = cmp.Options{
 	cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b }),
 	cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b }),
 	cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 	cmpopts.IgnoreUnexported(config.Config{}),
 	cmpopts.EquateEmpty(),
 }
@@ -44,9 +45,11 @@ func TestGood(t *testing.T) {
 	}
 	want := &config.Config{
 		TrustDomain: spiffeid.RequireTrustDomainFromString("clinic.example"),
-		Authority:   config.Authority{Dir: filepath.Join(dir, "state/authority"), CATTL: 8760 * time.Hour, X509TTL: time.Hour},
-		Agent:       config.Agent{Socket: "/run/ward/agent/workload.sock"},
-		Admin:       config.Admin{Socket: "/run/ward/agent/admin.sock"},
+		Authority: config.Authority{Dir: filepath.Join(dir, "state/authority"), CATTL: 8760 * time.Hour, X509TTL: time.Hour,
+			Keys: config.Keys{Seal: config.SealTPM, TPM: "/run/swtpm/sock", Credential: "ward-keys"}},
+		Agent: config.Agent{Socket: "/run/ward/agent/workload.sock", State: filepath.Join(dir, "state/agent"), Wards: config.Wards{
+			Egress: []config.Selector{{Type: "unix.uid", Value: "993"}}, Ingress: []config.Selector{{Type: "systemd.unit", Value: "ward-ingress.service"}}}},
+		Admin: config.Admin{Socket: "/run/ward/agent/admin.sock", Egress: "/run/ward/egress/admin.sock", Ingress: "/run/ward/ingress/admin.sock", Mesh: "/run/ward/mesh/admin.sock"},
 		Workloads: []config.Workload{
 			{
 				ID: id("/app/portal"), Name: "portal", Proxy: true, MinStrength: "strong",
@@ -55,7 +58,8 @@ func TestGood(t *testing.T) {
 					{Type: "systemd.unit", Value: "portal.service"}, {Type: "exe.path", Value: "/usr/bin/portal"},
 					{Type: "exe.sha256", Value: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"},
 				},
-				SVID: config.SVID{X509TTL: 30 * time.Minute, DNSNames: []string{"portal.clinic.example"}, Hint: "portal"},
+				MaxAge: time.Hour,
+				SVID:   config.SVID{X509TTL: 30 * time.Minute, DNSNames: []string{"portal.clinic.example"}, Hint: "portal"},
 			},
 			{
 				ID: id("/bridge/icu"), Name: "/bridge/icu", MinStrength: "weak",
@@ -84,11 +88,13 @@ func TestGood(t *testing.T) {
 			{
 				Name: "fhir.ehr.mesh.internal", ID: id("/ward/ehr"), Addresses: []string{"127.0.0.1:8443", "ehr.clinic.example:8443"},
 				Callers: []spiffeid.ID{id("/app/portal")}, Base: "/fhir", MaxExchange: 10 * time.Minute,
-				Listen: netip.MustParseAddrPort("127.0.0.1:8443"), Upstream: config.Upstream{Network: "unix", Address: "/run/hapi/fhir.sock"},
+				Listen: netip.MustParseAddrPort("127.0.0.1:8443"), Upstream: config.Upstream{Network: "unix", Address: "/run/hapi/fhir.sock"}, Mode: config.ModeEnforce,
 			},
 			{
 				Name: "lab.mesh.internal", ID: id("/ward/lab"), Addresses: []string{"[::1]:8444"}, MaxExchange: 5 * time.Minute,
-				Listen: netip.MustParseAddrPort("[::1]:8444"), Upstream: config.Upstream{Network: "tcp", Address: "127.0.0.1:8080"},
+				Listen: netip.MustParseAddrPort("[::1]:8444"), Upstream: config.Upstream{Network: "tcp", Address: "127.0.0.1:8080",
+					Process: []config.Selector{{Type: "unix.uid", Value: "992"}, {Type: "systemd.unit", Value: "hapi.service"}}},
+				Mode: config.ModeObserve, ObserveUntil: time.Date(2026, 12, 31, 0, 0, 0, 0, time.UTC),
 			},
 		},
 		Tokens: []config.Issuer{
@@ -108,11 +114,13 @@ func TestGood(t *testing.T) {
 			{Issuer: "http://127.0.0.1:9000", ClientID: "smart-portal", Mode: "client-map", Workloads: []spiffeid.ID{id("/app/portal"), id("/bridge/icu")}},
 		},
 		Policies: config.Policies{Dir: filepath.Join(dir, "policy")},
-		Audit:    config.Audit{Dir: "/var/lib/ward/audit", SegmentSize: 4096, MinFree: 1 << 30},
+		Audit:    config.Audit{Dir: "/var/lib/ward/audit", SegmentSize: 4096, MinFree: 1 << 30, Second: "/srv/audit", Reserve: 1 << 20, Keep: 8760 * time.Hour, MaxSize: 1 << 40, Refusals: 10},
 		Monitor:  config.Monitor{Metrics: netip.MustParseAddrPort("127.0.0.1:9464")},
-		Mesh:     config.Mesh{Zone: "mesh.internal", DNS: netip.MustParseAddrPort("127.77.0.53:53"), Sockets: "/run/ward/egress"},
-		Deny:     []spiffeid.ID{id("/app/old")},
-		Log:      config.Log{Level: "debug", Format: "console"},
+		Mesh: config.Mesh{Zone: "mesh.internal", DNS: netip.MustParseAddrPort("127.77.0.53:53"), Sockets: "/run/ward/egress",
+			Range: netip.MustParsePrefix("127.128.0.0/16"), Guard: true, Resolver: config.ResolverNone, State: "/var/lib/ward/mesh",
+			Intercept: []config.Intercept{{Select: []config.Selector{{Type: "unix.uid", Value: "991"}}, Ports: []uint16{80, 8080}}}},
+		Deny: []spiffeid.ID{id("/app/old")},
+		Log:  config.Log{Level: "debug", Format: "console"},
 	}
 	if diff := cmp.Diff(want, got, equate); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -121,36 +129,36 @@ func TestGood(t *testing.T) {
 	places := map[string]string{
 		"trust_domain":                       "2:15",
 		"workloads[0].select.unix.uid":       "11:17",
-		"workloads[1].id":                    "20:9",
-		"devices[0].patient[1].ref":          "32:15",
-		"services[0].upstream.address":       "46:25",
-		"services[1].upstream":               "52:15",
-		"services[1].max_exchange":           "47:5", // a default: where its service begins
-		"tokens[1].claims.roles":             "62:5",
-		"policies":                           "70:11",
-		"policies.dir":                       "70:17",
+		"workloads[1].id":                    "21:9",
+		"devices[0].patient[1].ref":          "33:15",
+		"services[0].upstream.address":       "47:25",
+		"services[1].upstream":               "53:15",
+		"services[1].max_exchange":           "48:5", // a default: where its service begins
+		"tokens[1].claims.roles":             "65:5",
+		"policies":                           "73:11",
+		"policies.dir":                       "73:17",
 		"nothing.of.the.kind":                "1:1",
-		"bindings[1].workloads[1]":           "68:105",
+		"bindings[1].workloads[1]":           "71:105",
 		"workloads[7].select.exe.path":       "8:3",
-		"devices[0].identifiers[1].system":   "27:31",
-		"services[0].callers[0]":             "42:15",
+		"devices[0].identifiers[1].system":   "28:31",
+		"services[0].callers[0]":             "43:15",
 		"workloads[0].svid.dns_names[0]":     "17:39",
 		"workloads[0].select.systemd.unit":   "14:21",
-		"mesh.zone":                          "73:7",
-		"monitor.metrics":                    "72:20",
+		"mesh.zone":                          "76:7",
+		"monitor.metrics":                    "75:20",
 		"authority.x509_ttl":                 "3:60",
 		"agent.socket":                       "4:17",
-		"log.format":                         "75:29",
-		"deny[0]":                            "74:8",
-		"audit.min_free":                     "71:65",
-		"workloads[1].select.unix.group":     "21:43",
+		"log.format":                         "78:29",
+		"deny[0]":                            "77:8",
+		"audit.min_free":                     "74:65",
+		"workloads[1].select.unix.group":     "22:43",
 		"workloads[0].min_strength":          "19:19",
-		"tokens[0].algorithms[1]":            "57:25",
-		"bindings[0].mode":                   "67:5",
-		"devices[1].patient[0].ref":          "36:20",
-		"services[1].addresses[0]":           "49:17",
+		"tokens[0].algorithms[1]":            "60:25",
+		"bindings[0].mode":                   "70:5",
+		"devices[1].patient[0].ref":          "37:20",
+		"services[1].addresses[0]":           "50:17",
 		"workloads[0].select.exe.sha256":     "16:19",
-		"services[0].upstream.address.extra": "46:25",
+		"services[0].upstream.address.extra": "47:25",
 	}
 	for path, want := range places {
 		if got := got.At(path); got.String() != filepath.Join(dir, "ward.yaml")+":"+want {
@@ -158,7 +166,7 @@ func TestGood(t *testing.T) {
 		}
 	}
 	problem := got.Problem("policies.dir", config.CodePolicy, "no policy permits anything", "write one")
-	if want := filepath.Join(dir, "ward.yaml") + ":70:17: no policy permits anything [W0402]; write one"; problem.Error() != want {
+	if want := filepath.Join(dir, "ward.yaml") + ":73:17: no policy permits anything [W0402]; write one"; problem.Error() != want {
 		t.Errorf("Problem = %s, want %s", problem, want)
 	}
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 )
 
 // The units in which this host's proxies run when they are installed from a package.
@@ -20,27 +21,17 @@ func (d *decoder) wards(c *Config) {
 		switch {
 		case !d.set(w.path):
 			*w.into = []Selector{{"systemd.unit", w.unit}}
-		case d.ok(w.path) && !bounded(*w.into):
-			d.failAt(w.path, fault{codeNoBoundary, "any process of some user could be taken for this ward", "add systemd.unit or unix.uid"})
+		case d.ok(w.path) && len(*w.into) == 0:
+			d.failAt(w.path, fault{codeNoBoundary, "any process could be taken for this ward", "add systemd.unit or unix.uid"})
 		}
 	}
-}
-
-// bounded reports whether one of the selectors is a boundary: no process can take it on unaided.
-func bounded(selectors []Selector) bool {
-	for _, s := range selectors {
-		if s.Type == "systemd.unit" || s.Type == "unix.uid" {
-			return true
-		}
-	}
-	return false
 }
 
 func (d *decoder) mesh(c *Config) {
 	for i, n := range c.Mesh.Intercept {
 		at := fmt.Sprintf("mesh.intercept[%d].select", i)
-		if d.set(at) && d.ok(at) && (len(n.Select) != 1 || !bounded(n.Select)) {
-			d.failAt(at, fault{codeIntercept, "traffic is told apart by one of unix.uid and systemd.unit", "name one of the two, and nothing else"})
+		if d.set(at) && d.ok(at) && len(n.Select) != 1 {
+			d.failAt(at, fault{codeIntercept, "traffic is told apart by the user or by the unit, one of them", "name one of the two, and nothing else"})
 		}
 	}
 	if d.ok("mesh.range") && d.ok("mesh.listen") && c.Mesh.Listen.IsValid() && c.Mesh.Range.Contains(c.Mesh.Listen.Addr()) {
@@ -59,7 +50,7 @@ func (d *decoder) trail(c *Config) {
 
 func within(p, dir string) bool {
 	rel, err := filepath.Rel(dir, p)
-	return err == nil && (rel == "." || !filepath.IsAbs(rel) && rel != ".." && len(rel) > 0 && (len(rel) < 3 || rel[:3] != "../"))
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
 // Role is the part of Ward that one process is.

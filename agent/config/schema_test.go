@@ -95,6 +95,9 @@ func TestExamples(t *testing.T) {
 			c := good()
 			into := c
 			for _, step := range path {
+				if step == "intercept" && into[step] == nil {
+					into[step] = []any{map[string]any{"select": map[string]any{"unix.uid": 991}, "ports": []any{80}}}
+				}
 				switch next := into[step].(type) {
 				case []any:
 					into = next[0].(map[string]any)
@@ -113,6 +116,12 @@ func TestExamples(t *testing.T) {
 				delete(c, "services")
 			case "workloads.id", "tokens.issuer", "tokens", "workloads.proxy":
 			case "devices.id", "services.id", "services.name":
+			case "services.mode": // observing and its end go together
+				into["observe_until"] = "2026-12-31"
+			case "services.observe_until":
+				into["mode"] = "observe"
+			case "mesh.intercept.select.systemd.unit": // one of the two
+				delete(into, "unix.uid")
 			case "tokens.jwks_uri", "tokens.jwks_file":
 				delete(into, "discovery")
 			}

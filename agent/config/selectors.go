@@ -57,6 +57,19 @@ func serving(into *[]Selector) keys {
 	}}
 }
 
+// boundaries is the table of what tells processes apart for good: no process can take these on unaided.
+func boundaries(into *[]Selector) keys {
+	k := selectors(into)
+	all := k.list
+	k.list = nil
+	for _, one := range all {
+		if one.name == "unix.uid" || one.name == "systemd.unit" {
+			k.list = append(k.list, one)
+		}
+	}
+	return k
+}
+
 func (s selector) decode(d *decoder, n *yaml.Node, path string) {
 	if !s.many || n.Kind != yaml.SequenceNode {
 		s.one(d, n, path)
