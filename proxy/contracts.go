@@ -114,6 +114,8 @@ type Service struct {
 	Callers     []spiffeid.ID // the workloads that may call it
 	Base        string        // path under which FHIR lives, "" or `/fhir`; the same on both sides
 	MaxExchange time.Duration // longest single exchange
+	// ObserveUntil is the instant up to which the service is only observed (see observe.go); zero, or past: it enforces.
+	ObserveUntil time.Time
 
 	Listen   string   // host:port on which ingress listens; "" when another host serves
 	Upstream Upstream // where ingress forwards to

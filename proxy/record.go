@@ -52,6 +52,10 @@ type Record struct {
 	Policies  []string        `json:"policies,omitempty"`
 	PolicySet string          `json:"policy_set,omitempty"`
 	Inputs    json.RawMessage `json:"inputs,omitempty"`
+	// Observed marks a call that was judged, but not refused for its judgement: the service observes.
+	Observed bool `json:"observed,omitempty"`
+	// Would is what enforcing would have done to an observed call; nil when it would have done the same.
+	Would *Would `json:"would,omitempty"`
 
 	Event string `json:"event,omitempty"` // StageEvent: what happened
 
@@ -60,6 +64,20 @@ type Record struct {
 	Micros   int64 `json:"micros,omitempty"`   // time since the request's head was read, µs
 	Complete bool  `json:"complete,omitempty"` // outcome: the reply was delivered whole
 }
+
+// Would is what enforcing would have done to a call that was only observed.
+type Would struct {
+	Effect   string   `json:"effect"`             // deny, error (not refused, but not served) or EffectNarrow
+	Cause    Cause    `json:"cause,omitempty"`    // the first finding: enforcing would have stopped there
+	Status   int      `json:"status,omitempty"`   // of the answer that enforcing would have given
+	Detail   string   `json:"detail,omitempty"`   // for operators; never sent to callers
+	Policies []string `json:"policies,omitempty"` // that would have refused it
+	Also     []Cause  `json:"also,omitempty"`     // what would still have refused it with the first finding mended
+}
+
+// EffectNarrow is a search that enforcing would have confined to the token's patient. Its Cause is CausePatient when
+// the reply held somebody else's data, which the application would then not have got.
+const EffectNarrow = "narrow"
 
 // Acted is one interaction as the trail remembers it: parameter names, but no values.
 type Acted struct {

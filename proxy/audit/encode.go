@@ -63,6 +63,10 @@ func appendRecord(b []byte, r *proxy.Record, now func() time.Time) ([]byte, erro
 		b = append(b, `,"inputs":`...)
 		b = appendRaw(b, r.Inputs)
 	}
+	if r.Observed {
+		b = append(b, `,"observed":true`...)
+	}
+	b = appendWould(b, r.Would)
 	b = appendField(b, `,"event":`, r.Event)
 	b = appendInt(b, `,"status":`, int64(r.Status))
 	b = appendInt(b, `,"bytes":`, r.Bytes)
@@ -88,7 +92,7 @@ func appendInt(b []byte, name string, value int64) []byte {
 	return strconv.AppendInt(append(b, name...), value, 10)
 }
 
-func appendList(b []byte, name string, values []string) []byte {
+func appendList[T ~string](b []byte, name string, values []T) []byte {
 	if len(values) == 0 {
 		return b
 	}
@@ -97,7 +101,7 @@ func appendList(b []byte, name string, values []string) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendString(b, v)
+		b = appendString(b, string(v))
 	}
 	return append(b, ']')
 }
@@ -120,6 +124,20 @@ func appendActed(b []byte, acts []proxy.Acted) []byte {
 		b = append(b, '}')
 	}
 	return append(b, ']')
+}
+
+func appendWould(b []byte, w *proxy.Would) []byte {
+	if w == nil {
+		return b
+	}
+	b = append(b, `,"would":{"effect":`...)
+	b = appendString(b, w.Effect)
+	b = appendField(b, `,"cause":`, string(w.Cause))
+	b = appendInt(b, `,"status":`, int64(w.Status))
+	b = appendField(b, `,"detail":`, w.Detail)
+	b = appendList(b, `,"policies":`, w.Policies)
+	b = appendList(b, `,"also":`, w.Also)
+	return append(b, '}')
 }
 
 func appendString(b []byte, s string) []byte {

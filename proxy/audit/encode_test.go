@@ -34,9 +34,14 @@ func fillIn(v reflect.Value) {
 			f.SetInt(int64(i + 1))
 		case reflect.Bool:
 			f.SetBool(true)
+		case reflect.Pointer:
+			f.Set(reflect.New(f.Type().Elem()))
+			fillIn(f.Elem())
 		case reflect.Slice:
 			if e := f.Type().Elem(); e.Kind() == reflect.String {
-				f.Set(reflect.ValueOf([]string{"one", "two"}))
+				f.Set(reflect.MakeSlice(f.Type(), 2, 2))
+				f.Index(0).SetString("one")
+				f.Index(1).SetString("two")
 			} else if e.Kind() == reflect.Struct {
 				s := reflect.MakeSlice(f.Type(), 2, 2)
 				fillIn(s.Index(0))
