@@ -18,9 +18,14 @@ type Reference struct {
 
 // ProcessReference names a process by its pid and by the inode of its pidfd, which is unique for as long as the host
 // runs (pidfs, Linux 6.9). Zero when unset.
+//
+// UID and GID are the effective ones of the socket's peer at connect. Whoever resolves the reference refuses a process
+// that has others by now: a process that connects and then executes a set-user-ID program is still the same process,
+// and must not be taken for that program's user.
 type ProcessReference struct {
-	PID   int
-	Inode uint64
+	PID      int
+	Inode    uint64
+	UID, GID uint32
 }
 
 // ConnReference names whoever holds one end of a loopback TCP connection: the client's own socket as the client sees
