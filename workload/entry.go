@@ -19,7 +19,11 @@ type Entry struct {
 	Hint        string
 	Proxy       bool            // its SVIDs may be lent to the local proxy
 	MinStrength attest.Strength // 0 stands for attest.Weak
+	MaxAge      time.Duration   // how old an attestation may grow before it is repeated; at least MinAge, or 0 for no bound
 }
+
+// MinAge is the shortest MaxAge: attesting again and again is work that others of the host pay for.
+const MinAge = time.Second
 
 // Device is a wearable or sensor that reaches Ward through a bridge.
 type Device struct {

@@ -38,7 +38,7 @@ type Holding struct {
 // up to date until Close, which comes before p itself is let go. Ctx bounds the wait only. The error is ctx's
 // or a *Refusal.
 func (s *Service) Hold(ctx context.Context, p Process, want Want) (*Holding, error) {
-	if want == X509Bundles {
+	if !want.issues() {
 		return nil, fmt.Errorf("workload: a holding of %s only makes no sense", want)
 	}
 	background, cancel := context.WithCancel(context.Background())
@@ -68,7 +68,7 @@ func (s *Service) Hold(ctx context.Context, p Process, want Want) (*Holding, err
 // give up once there has been one.
 func (h *Holding) keep(ctx context.Context, s *Service, want Want) error {
 	for {
-		err := s.follow(ctx, h.p, want, &h.id, h.take)
+		err := s.follow(ctx, Visit{Want: want}, h.p, &h.id, h.take)
 		if h.id.IsZero() || !errors.Is(err, ErrUnavailable) {
 			return err
 		}

@@ -27,9 +27,17 @@ type Visit struct {
 	PID         int
 	UID         uint32
 	Want        Want
+	Broker      *Broker            // who asks on the process's behalf; nil when it asks itself
 	Attestation attest.Attestation // zero when the attestation itself failed
 	Entries     []*Entry           // those that it is granted, the default first
 	Took        time.Duration      // attestation and matching
+}
+
+// Broker is an attested process that borrows the SVIDs of others. It is never changed once handed in.
+type Broker struct {
+	PID         int
+	UID         uint32
+	Attestation attest.Attestation
 }
 
 // Issuance is one attempt to issue an SVID.

@@ -21,6 +21,9 @@ var (
 	// this and ErrNoIdentity.
 	ErrDenied = errors.New("the SPIFFE ID is on the deny list")
 
+	// ErrNotBroker: the process asks for the identities of others and is not one that may.
+	ErrNotBroker = errors.New("the process may not borrow the identities of others")
+
 	errDenied = fmt.Errorf("%w; otherwise %w", ErrDenied, ErrNoIdentity)
 )
 

@@ -235,6 +235,9 @@ func (e *Entry) validate() (faults []error) {
 	if e.X509TTL < 0 {
 		fault("has a negative TTL")
 	}
+	if e.MaxAge != 0 && e.MaxAge < MinAge {
+		fault("has a max_age of %s; the least is %s", e.MaxAge, MinAge)
+	}
 	return faults
 }
 
@@ -260,6 +263,17 @@ func (e *Entry) boundary() (best attest.Selector, found bool) {
 		}
 	}
 	return best, found
+}
+
+// Bounded reports whether selectors name a boundary that an unprivileged attacker cannot take on: what grants anything
+// must.
+func Bounded(s attest.Selectors) bool {
+	for _, one := range s {
+		if boundaryRank(one.Type) > 0 && one.Value != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // boundaryIndex finds entries by the one selector that a matching process must have.

@@ -63,13 +63,28 @@ func NewService(o Options) (*Service, error) {
 // more. Each Update is complete, and differs from the one before. The error is ctx's, or send's, or a
 // *Refusal; it is never nil. Send must not keep its argument's slices for writing.
 func (s *Service) Watch(ctx context.Context, p Process, want Want, send func(Update) error) error {
-	return s.follow(ctx, p, want, nil, send)
+	return s.follow(ctx, Visit{Want: want}, p, nil, send)
+}
+
+// Lend is Watch on behalf of p, which b refers to: want is LentSVIDs or LentBundles.
+func (s *Service) Lend(ctx context.Context, b *Broker, p Process, want Want, send func(Update) error) error {
+	if !want.lent() || b == nil {
+		return fmt.Errorf("workload: a broker is needed, and it borrows no %s", want)
+	}
+	return s.follow(ctx, Visit{Want: want, Broker: b}, p, nil, send)
+}
+
+// Refuse reports that v gets nothing, for err, where that is known before there is a process to attest.
+func (s *Service) Refuse(v Visit, err error) *Refusal {
+	r := &Refusal{Reference: newReference(), Attestation: v.Attestation, Err: err}
+	s.o.Observer.Refused(v, r)
+	return r
 }
 
 // follow is the journey. With sole, it is about that identity alone, or about the first default one where that is
 // zero, and ends with it.
-func (s *Service) follow(ctx context.Context, p Process, want Want, sole *spiffeid.ID, send func(Update) error) error {
-	v, err := s.arrive(p, want, sole)
+func (s *Service) follow(ctx context.Context, report Visit, p Process, sole *spiffeid.ID, send func(Update) error) error {
+	v, err := s.arrive(report, p, sole)
 	if err != nil {
 		return err
 	}
@@ -130,15 +145,15 @@ type visit struct {
 
 // arrive counts the visit in. It lies on the heap: every open stream rests on a stack that the runtime gives
 // back half of only while little of it is in use.
-func (s *Service) arrive(p Process, want Want, sole *spiffeid.ID) (*visit, error) {
+func (s *Service) arrive(report Visit, p Process, sole *spiffeid.ID) (*visit, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, &Refusal{Reference: newReference(), Err: ErrClosed}
 	}
 	s.visits.Add(1)
-	report := Visit{PID: p.PID(), UID: p.UID(), Want: want}
-	v := &visit{s: s, p: p, want: want, report: report}
+	report.PID, report.UID = p.PID(), p.UID()
+	v := &visit{s: s, p: p, want: report.Want, report: report}
 	if sole != nil {
 		v.sole, v.id, v.resumed = true, *sole, !sole.IsZero()
 	}
@@ -178,7 +193,7 @@ func (v *visit) match() error {
 	refusal := ErrNoIdentity
 	for _, e := range entries {
 		switch {
-		case v.want == LentSVIDs && !e.Proxy:
+		case v.want.lent() && !e.Proxy:
 		case v.sole && !v.id.IsZero() && e.ID != v.id:
 		case v.sole && len(granted) == 1:
 		case v.s.o.Denials.Denied(e.ID):
@@ -203,7 +218,7 @@ func (v *visit) match() error {
 // and then the bundle. An identity that cannot be had now is left out, unless it is the default one: a process
 // must not find itself acting as another identity because the issuer failed.
 func (v *visit) collect(ctx context.Context) error {
-	if v.want != X509Bundles {
+	if v.want.issues() {
 		v.demand()
 		for i, slot := range v.held {
 			svid, why, err := v.svid(ctx, slot)
@@ -283,7 +298,7 @@ func (v *visit) deliver(send func(Update) error) error {
 func (v *visit) wait(ctx context.Context) error {
 	v.changed = append(v.changed, v.p.Done(), v.s.done)
 	for {
-		err := v.changed.wait(ctx, v.s.o.Recheck)
+		err := v.changed.wait(ctx, v.rest())
 		if err != nil && err != errTick {
 			return err
 		}
@@ -292,13 +307,31 @@ func (v *visit) wait(ctx context.Context) error {
 			return ErrClosed
 		default:
 		}
-		if err == nil {
+		if err == nil || v.rest() <= 0 {
 			return nil
 		}
 		if err := v.p.Alive(); err != nil { // nothing tells of an exec but looking
 			return err
 		}
 	}
+}
+
+// rest is how long the visit may wait before it looks at the process: a recheck's time, or less where the attestation
+// will have grown too old by then for one of the granted entries. Ages are told by the wall clock, since a host that
+// was suspended has aged too.
+func (v *visit) rest() time.Duration {
+	rest := v.s.o.Recheck
+	age := time.Since(v.next.Attestation.Time.Round(0))
+	for _, e := range v.report.Entries {
+		switch {
+		case e.MaxAge == 0:
+		case age < 0: // the clock was set back: nobody knows how old it is
+			return 0
+		default:
+			rest = min(rest, e.MaxAge-age)
+		}
+	}
+	return rest
 }
 
 // refused turns err into what Watch returns, and reports it unless the caller itself went away, or the

@@ -5,9 +5,10 @@
 //
 //	attest → liveness re-checked last → entries that match → SVIDs → send → wait for any change → again
 //
-// It serves two consumers: the SPIFFE Workload API (package workload/api), whose streams are Watches, and
-// the egress proxy in the same agent, which holds the identity of the process behind a connection with
-// [Service.Hold].
+// It serves three consumers: the SPIFFE Workload API (package workload/api), whose streams are Watches; the SPIFFE
+// Broker API (package workload/broker), whose streams are Watches on behalf of a process that another one refers to
+// ([Service.Lend]); and an egress proxy in the same process, which holds the identity of the process behind a connection
+// with [Service.Hold].
 //
 // What it guards against:
 //
@@ -18,6 +19,7 @@
 //     `launch`); [Registry.Load] refuses one that does not, whatever config let through.
 //   - What the issuer returns is not believed but verified: the key that was asked for, the ID, the leaf's
 //     constraints, the path to the bundle that goes out with it ([VerifyX509]).
+//   - A session whose attestation has grown older than an entry allows (MaxAge) is attested anew, or ends.
 //   - An expired SVID is never handed out. One that cannot be renewed is withdrawn when it ends.
 //   - Private keys are made here, live in memory only, and are forgotten when nobody holds the SVID at the
 //     time when it would be renewed.
@@ -57,6 +59,7 @@ const (
 	X509SVIDs   Want = iota // the SVIDs that the process itself uses
 	X509Bundles             // bundles only; nothing is issued
 	LentSVIDs               // short SVIDs for the proxy to use on the process's behalf; entries with Proxy only
+	LentBundles             // bundles only, for the proxy to use on the process's behalf; entries with Proxy only
 )
 
 // String is the word used in logs and metrics.
@@ -68,9 +71,17 @@ func (w Want) String() string {
 		return "x509-bundle"
 	case LentSVIDs:
 		return "lent-svid"
+	case LentBundles:
+		return "lent-bundle"
 	}
 	return "unknown"
 }
+
+// lent reports whether somebody else is to act on the process's behalf.
+func (w Want) lent() bool { return w == LentSVIDs || w == LentBundles }
+
+// issues reports whether SVIDs are wanted.
+func (w Want) issues() bool { return w == X509SVIDs || w == LentSVIDs }
 
 // SVID is one identity of a process. It is never changed once sent. The hint is the entry's, which may be
 // edited without another SVID being issued.
