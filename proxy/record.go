@@ -58,6 +58,8 @@ type Record struct {
 	Would *Would `json:"would,omitempty"`
 
 	Event string `json:"event,omitempty"` // StageEvent: what happened
+	// Data is what an event is about, in a shape of its own; the package that writes the event says which.
+	Data json.RawMessage `json:"data,omitempty"`
 
 	Status   int   `json:"status,omitempty"`
 	Bytes    int64 `json:"bytes,omitempty"`    // reply bytes released to the caller

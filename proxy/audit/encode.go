@@ -23,7 +23,7 @@ func appendRecord(b []byte, r *proxy.Record, now func() time.Time) ([]byte, erro
 	if r.Schema != "" && r.Schema != proxy.RecordSchema {
 		return b, fmt.Errorf("%w: schema %q, this log holds %s", ErrRecord, r.Schema, proxy.RecordSchema)
 	}
-	at := r.Time
+	at, ok := r.Time, true
 	if at.IsZero() {
 		at = now()
 	}
@@ -56,18 +56,17 @@ func appendRecord(b []byte, r *proxy.Record, now func() time.Time) ([]byte, erro
 	b = appendField(b, `,"detail":`, r.Detail)
 	b = appendList(b, `,"policies":`, r.Policies)
 	b = appendField(b, `,"policy_set":`, r.PolicySet)
-	if len(r.Inputs) > 0 {
-		if !jsontext.Value(r.Inputs).IsValid() {
-			return b, fmt.Errorf("%w: its inputs are not valid JSON", ErrRecord)
-		}
-		b = append(b, `,"inputs":`...)
-		b = appendRaw(b, r.Inputs)
+	if b, ok = appendValue(b, `,"inputs":`, r.Inputs); !ok {
+		return b, fmt.Errorf("%w: its inputs are not valid JSON", ErrRecord)
 	}
 	if r.Observed {
 		b = append(b, `,"observed":true`...)
 	}
 	b = appendWould(b, r.Would)
 	b = appendField(b, `,"event":`, r.Event)
+	if b, ok = appendValue(b, `,"data":`, r.Data); !ok {
+		return b, fmt.Errorf("%w: its data is not valid JSON", ErrRecord)
+	}
 	b = appendInt(b, `,"status":`, int64(r.Status))
 	b = appendInt(b, `,"bytes":`, r.Bytes)
 	b = appendInt(b, `,"micros":`, r.Micros)

@@ -21,6 +21,7 @@ func fullRecord(t testing.TB) proxy.Record {
 	var r proxy.Record
 	fillIn(reflect.ValueOf(&r).Elem())
 	r.Schema, r.Time, r.Inputs = proxy.RecordSchema, testTime, json.RawMessage(`{"a":[1,"x"]}`)
+	r.Data = json.RawMessage(`{"b":2}`)
 	return r
 }
 
