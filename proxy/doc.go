@@ -11,6 +11,7 @@
 //
 //	facts.go      what has been verified about a call; a decision rests on nothing else
 //	fault.go      why a call is refused (Cause, Refusal); answer.go: what its caller is told
+//	observe.go    what is judged, but not refused, while a service is only observed
 //	record.go     a line of the audit trail; trail.go: how the journeys write it
 //	contracts.go  what the journeys need of others: callers, tokens, bindings, policy, trail
 //	headers.go    what passes from hop to hop, and what only a ward may say

@@ -51,7 +51,8 @@ func NewIngress(o IngressOptions) *Ingress {
 // Serve is the journey of a call that arrives. The order is the security argument: each step may rely on all that
 // stand above it and on nothing below. Who calls is known before a byte is interpreted; what is asked is known
 // completely before anyone's token is looked at; nothing costly happens for a caller who may not be here; the
-// intent is in the trail before anything is disclosed or changed.
+// intent is in the trail before anything is disclosed or changed. While the service is only observed, the steps that
+// judge note what they find and let the call go on: observe.go says which, and why not the others.
 func (in *Ingress) Serve(x *wire.Exchange) {
 	c := in.receive(x)
 	defer c.end()
@@ -93,11 +94,19 @@ type inbound struct {
 	intent   Receipt
 	reply    *wire.Response
 	patients []string
+	ended    bool // its last record is made
+
+	observed bool              // the service is: findings do not refuse
+	unproven bool              // no token can be believed: nothing that rests on one is asked
+	beyond   bool              // no scope allows it: policy, which reads the grant, is not asked
+	narrowed *fhir.Interaction // the search as enforcing would forward it, where that differs
+	would    *Would            // what has been found
 }
 
 func (in *Ingress) receive(x *wire.Exchange) *inbound {
 	now := in.Now()
-	c := &inbound{Ingress: in, x: x, facts: Facts{Decision: NewDecisionID(now), Received: now, Service: in.Service.Name}}
+	c := &inbound{Ingress: in, x: x, facts: Facts{Decision: NewDecisionID(now), Received: now, Service: in.Service.Name},
+		observed: now.Before(in.Service.ObserveUntil)}
 	c.ctx, c.cancel = context.WithTimeout(x.Context(), in.Service.MaxExchange)
 	if end, ok := c.ctx.Deadline(); ok {
 		x.Until(end)
@@ -105,7 +114,11 @@ func (in *Ingress) receive(x *wire.Exchange) *inbound {
 	return c
 }
 
+// end gives back what the call holds. A call that has no last record by now is on its way out of Serve by a panic.
 func (c *inbound) end() {
+	if !c.ended {
+		c.fail()
+	}
 	c.cancel()
 	if c.reply != nil && c.reply.Body != nil {
 		_ = c.reply.Body.Close()
@@ -160,6 +173,18 @@ func (c *inbound) understand() error {
 
 func (c *inbound) user() error {
 	values := c.x.Request.Header.Values("Authorization")
+	err := c.authenticate(values)
+	if len(values) > 1 {
+		return err // observed or not: nobody can say which of them the FHIR server would take
+	}
+	found, err := c.relax(err)
+	if found {
+		c.disbelieve()
+	}
+	return err
+}
+
+func (c *inbound) authenticate(values []string) error {
 	if c.act.Kind == fhir.Capabilities && len(values) == 0 {
 		return nil // what a server can do is no secret to a known workload; policy still decides
 	}
@@ -172,12 +197,26 @@ func (c *inbound) user() error {
 	return c.Binder.Bind(c.facts.Caller, token)
 }
 
-func (c *inbound) charge() error { return c.Limits.Charge(c.ctx, &c.facts) }
-
-func (c *inbound) scope() error {
-	if c.act.Kind == fhir.Capabilities {
+func (c *inbound) charge() error {
+	if c.unproven {
 		return nil
 	}
+	_, err := c.relax(c.Limits.Charge(c.ctx, &c.facts))
+	return err
+}
+
+func (c *inbound) scope() error {
+	if c.act.Kind == fhir.Capabilities || c.unproven {
+		return nil
+	}
+	found, err := c.relax(c.grant())
+	if found {
+		c.facts.Grant, c.confined, c.beyond = fhir.Grant{}, fhir.Check{}, true
+	}
+	return err
+}
+
+func (c *inbound) grant() error {
 	grant, verdict := c.facts.Scopes.Permit(c.act)
 	switch verdict {
 	case fhir.Granted:
@@ -200,15 +239,22 @@ func (c *inbound) scope() error {
 	if err != nil {
 		return FromFHIR(err)
 	}
-	c.act, c.confined = act, check
-	c.facts.Interactions[0] = act
-	if act.Form {
-		c.payload = act.FormBody()
-	}
 	if c.facts.Content != nil {
-		if err := c.facts.Content.OnlyWithin(c.act, c.facts.User.Patient); err != nil {
+		if err := c.facts.Content.OnlyWithin(act, c.facts.User.Patient); err != nil {
 			return FromFHIR(err)
 		}
+	}
+	c.confined, c.facts.Interactions[0] = check, act
+	if c.observed {
+		var differs bool
+		if c.act, differs = widen(c.act, act); differs {
+			c.narrowed = &act
+		}
+	} else {
+		c.act = act
+	}
+	if act.Form {
+		c.payload = c.act.FormBody()
 	}
 	return nil
 }
@@ -219,7 +265,18 @@ func (c *inbound) risk() error {
 }
 
 func (c *inbound) decide() error {
+	if c.unproven || c.beyond {
+		return nil
+	}
 	c.decision = c.Policy.Decide(&c.facts)
+	if c.narrowed != nil {
+		c.facts.Interactions[0] = c.act // policy has judged the narrowed search; this one will be made
+	}
+	_, err := c.relax(c.verdict())
+	return err
+}
+
+func (c *inbound) verdict() error {
 	switch {
 	case len(c.decision.Errors) > 0:
 		return Refuse(CausePolicyError, "%w", errors.Join(c.decision.Errors...))

@@ -61,10 +61,27 @@ func (c *inbound) check() error {
 	case err != nil:
 		return Refuse(CauseUpstreamReply, "the reply ended early")
 	}
+	if confined := c.facts.Grant.Confined; c.observed && confined {
+		err = c.compare(body)
+	} else {
+		err = c.vouch(body, c.confined, confined)
+	}
+	if err != nil {
+		return err
+	}
+	if int64(len(body)) <= c.MaxReply {
+		_ = c.reply.Body.Close()
+		c.reply.Body, c.reply.Length = newBytes(body), int64(len(body))
+	}
+	return c.append(StageIntent)
+}
+
+// vouch decides whether the reply, read whole, may go to a caller who is confined, as check says, or not.
+func (c *inbound) vouch(body []byte, check fhir.Check, confined bool) error {
 	if int64(len(body)) > c.MaxReply {
 		return Refuse(CauseUpstreamReply, "the reply exceeds %d bytes", c.MaxReply)
 	}
-	facts, err := fhir.CheckReply(c.act, c.confined, c.reply.Status, one(c.reply.Header.Values("Content-Type")), body, c.content())
+	facts, err := fhir.CheckReply(c.act, check, c.reply.Status, one(c.reply.Header.Values("Content-Type")), body, c.content())
 	if err != nil {
 		var fe *fhir.Error
 		if errors.As(err, &fe) && fe.Class == fhir.Outside {
@@ -73,20 +90,18 @@ func (c *inbound) check() error {
 		return Refuse(CauseUpstreamReply, "%s", err)
 	}
 	if facts.Withhold {
-		return c.withheld()
+		return c.withheld(confined)
 	}
 	c.patients = facts.Patients
-	_ = c.reply.Body.Close()
-	c.reply.Body, c.reply.Length = newBytes(body), int64(len(body))
-	return c.append(StageIntent)
+	return nil
 }
 
 // withheld is the answer in place of the server's refusal or fault. A caller who is confined to a patient learns no
 // more than from an honest 404; but that the server is busy or broken says nothing of what it holds, and an
 // application that took it for absence would do harm.
-func (c *inbound) withheld() error {
+func (c *inbound) withheld(confined bool) error {
 	s := c.reply.Status
-	if c.facts.Grant.Confined && c.act.Kind != fhir.Search && s < 500 && s != 408 && s != 429 {
+	if confined && c.act.Kind != fhir.Search && s < 500 && s != 408 && s != 429 {
 		return Refuse(CauseReplyOutside, "the FHIR server answered %d", s)
 	}
 	return Refuse(CauseUpstreamReply, "the FHIR server answered %d, and its words are not passed on", s)
@@ -113,12 +128,27 @@ func (c *inbound) refuse(err error) {
 	}
 	rec := c.record(stage)
 	answer := refusal(rec, err, c.facts.Decision)
+	c.ended = true
 	recordRefusal(c.Audit, rec)
 	_, _ = c.x.Commit(answer) // a caller that has gone away does not change the record
 	c.Observe.Call(HopIngress, c.Service.Name, rec)
 }
 
 func (c *inbound) conclude(rec *Record) {
+	c.ended = true
 	_, _ = c.Audit.Append(rec) // the intent without an outcome will be reported as presumed disclosed
 	c.Observe.Call(HopIngress, c.Service.Name, rec)
+}
+
+// fail records a call that a defect in Ward has ended: Serve is on its way out by a panic, which the engine catches and
+// reports, and the connection closes without an answer, or in the middle of one. What the defect was stands in the
+// log; its words may hold request data and are not recorded.
+func (c *inbound) fail() {
+	stage := StageRefusal
+	if c.intent != nil {
+		stage = StageOutcome
+	}
+	rec := c.record(stage)
+	rec.Cause, rec.Effect, rec.Detail = CauseInternal, EffectError, "a defect in Ward: the daemon's log says where"
+	c.conclude(rec)
 }

@@ -14,6 +14,7 @@ type Metrics struct {
 	log     *zap.Logger
 	calls   *prometheus.CounterVec
 	seconds *prometheus.HistogramVec
+	would   *prometheus.CounterVec
 	defects *prometheus.CounterVec
 }
 
@@ -26,10 +27,13 @@ func NewMetrics(reg prometheus.Registerer, log *zap.Logger) (*Metrics, error) {
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "ward_call_seconds",
 			Help:    "Time from the request's head to the end of the answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 10, 60}}, []string{"hop", "service", "effect"}),
+		would: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_would_refuse_total",
+			Help: "Calls of observed services that enforcing would have refused, by the first cause, or would have narrowed (cause patient)."},
+			[]string{"service", "cause"}),
 		defects: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_defects_total",
 			Help: "Calls that ended because Ward itself failed."}, []string{"hop"}),
 	}
-	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.defects} {
+	for _, c := range []prometheus.Collector{m.calls, m.seconds, m.would, m.defects} {
 		if err := reg.Register(c); err != nil {
 			return nil, err
 		}
@@ -37,7 +41,7 @@ func NewMetrics(reg prometheus.Registerer, log *zap.Logger) (*Metrics, error) {
 	return m, nil
 }
 
-// Call counts r, and logs what was refused: identifiers and causes only.
+// Call counts r, and logs what was refused, or would have been: identifiers and causes only.
 func (m *Metrics) Call(hop Hop, service string, r *Record) {
 	effect := r.Effect
 	if effect == "" {
@@ -45,6 +49,11 @@ func (m *Metrics) Call(hop Hop, service string, r *Record) {
 	}
 	m.calls.WithLabelValues(string(hop), service, effect, string(r.Cause), strconv.Itoa(r.Status)).Inc()
 	m.seconds.WithLabelValues(string(hop), service, effect).Observe((time.Duration(r.Micros) * time.Microsecond).Seconds())
+	if w := r.Would; w != nil && w.Cause != "" {
+		m.would.WithLabelValues(service, string(w.Cause)).Inc()
+		m.log.Info("call would be refused", zap.String("service", service), zap.String("decision", r.Decision), zap.String("caller", r.Caller),
+			zap.String("effect", w.Effect), zap.String("cause", string(w.Cause)), zap.Int("status", w.Status))
+	}
 	if r.Cause == "" {
 		return
 	}

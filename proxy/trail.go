@@ -27,24 +27,26 @@ func (c *inbound) record(stage Stage) *Record {
 	r := &Record{
 		Schema: RecordSchema, Stage: stage, Hop: HopIngress, Time: c.Now(), Decision: f.Decision,
 		Peer: peerDecision(c.x.Request.Header.Values(HeaderDecision)), Service: f.Service,
-		Issuer: f.Client.Issuer, Client: f.Client.ID, Purpose: f.Purpose,
 		Method: method(c.x.Request.Method), Effect: Allow.String(),
 		Policies: c.decision.Policies, PolicySet: c.decision.Set, Inputs: c.decision.Inputs,
-		Micros: c.Now().Sub(f.Received).Microseconds(),
+		Micros: c.Now().Sub(f.Received).Microseconds(), Observed: c.observed, Would: c.would,
 	}
 	if stage == StageOutcome {
 		r.Inputs = nil // they stand in the intent
+	}
+	if c.decision.Effect != Allow && c.would != nil {
+		r.Policies = nil // they stand in Would: they have not let this call through
 	}
 	if f.Caller.IsZero() {
 		r.Remote = c.x.Remote
 	} else {
 		r.Caller = f.Caller.String()
 	}
-	if f.User != nil {
-		r.User, r.Name = f.User.Subject, f.User.Name
-	}
-	if c.token != nil {
-		r.TokenID = c.token.ID
+	if t := c.token; t != nil { // also one that was not believed, because it is not this workload's
+		r.Issuer, r.Client, r.Purpose, r.TokenID = t.Client.Issuer, t.Client.ID, t.Purpose, t.ID
+		if t.User != nil {
+			r.User, r.Name = t.User.Subject, t.User.Name
+		}
 	}
 	for _, i := range f.Interactions {
 		r.Interactions = append(r.Interactions, Acted{Kind: i.Kind.String(), Type: i.Type, ID: i.ID, Version: i.Version, Params: i.ParamNames()})
@@ -86,12 +88,16 @@ func refusal(rec *Record, err error, decision string) *wire.Response {
 	if !errors.As(err, &r) {
 		r = Refuse(CauseInternal, "%w", err)
 	}
-	rec.Cause, rec.Detail, rec.Status = r.Cause, r.Detail, answer.Status
-	rec.Effect = Deny.String()
-	if answer.Status >= 500 && answer.Status != 501 {
-		rec.Effect = EffectError
-	}
+	rec.Cause, rec.Detail, rec.Status, rec.Effect = r.Cause, r.Detail, answer.Status, effect(answer.Status)
 	return answer
+}
+
+// effect is what an answer of Ward's own means: that the call was refused, or that it could not be served.
+func effect(status int) string {
+	if status >= 500 && status != 501 {
+		return EffectError
+	}
+	return Deny.String()
 }
 
 // EffectError is the effect of a call that was not refused but could not be served.
