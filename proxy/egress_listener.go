@@ -15,6 +15,7 @@ type Local struct {
 	service *Service // on a service's own socket
 	process string   // the process's selectors, for the trail
 	refused error    // why it has no identity; each of its requests gets this answer
+	closed  chan struct{}
 }
 
 // Server is the listener's side of the journey. On a service's own socket, service is that service; on the shared
@@ -25,7 +26,9 @@ func (e *Egress) Server(service *Service) *wire.Server {
 			return e.accept(ctx, c, service)
 		},
 		Closed: func(conn any) {
-			if l := conn.(*Local); l.caller != nil {
+			l := conn.(*Local)
+			close(l.closed)
+			if l.caller != nil {
 				_ = l.caller.Close()
 			}
 		},
@@ -43,7 +46,7 @@ func (e *Egress) Server(service *Service) *wire.Server {
 // accept attests the process behind c. One that is known to have no identity may still speak, so that it can be told
 // why it gets nowhere; one that cannot be attested soundly is cut off, recorded.
 func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Local, error) {
-	l := &Local{service: service}
+	l := &Local{service: service, closed: make(chan struct{})}
 	caller, err := e.Callers.Caller(ctx, c)
 	var r *Refusal
 	switch {
@@ -52,6 +55,7 @@ func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Loc
 		if p, ok := caller.(interface{ Process() string }); ok {
 			l.process = p.Process()
 		}
+		go e.follow(c, l)
 		return l, nil
 	case errors.As(err, &r):
 		l.refused = r
@@ -59,6 +63,25 @@ func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Loc
 	}
 	e.outside(l, c.RemoteAddr().String(), Refuse(CausePeerChanged, "%w", err))
 	return nil, err
+}
+
+// follow cuts the connection when its identity ends, whatever call is under way on it, and takes each new bundle to the
+// connections that were opened in this identity's name.
+func (e *Egress) follow(c net.Conn, l *Local) {
+	for {
+		changed := l.caller.Changed() // first: what changes from here on closes it
+		if bundle, err := l.caller.GetX509BundleForTrustDomain(l.caller.ID().TrustDomain()); err == nil {
+			e.Pool.Trust(l.caller.ID(), bundle)
+		}
+		select {
+		case <-changed:
+		case <-l.caller.Ended():
+			_ = c.Close()
+			return
+		case <-l.closed:
+			return
+		}
+	}
 }
 
 // outside records a refusal that happened before there was a request, and gives the answer.

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
@@ -17,36 +16,48 @@ import (
 type Peer struct {
 	ID    spiffeid.ID
 	Leaf  *x509.Certificate
+	chain []*x509.Certificate
 	timer *time.Timer
+	gone  func()
+}
+
+func (p *Peer) end() {
+	p.timer.Stop()
+	p.gone()
 }
 
 // Server is the listener's side of the journey: TLS, the caller's identity, and the answers that are given before
 // there is a request.
-func (in *Ingress) Server() *wire.Server {
-	return &wire.Server{
-		TLS: ServerTLS(in.Self, in.Now),
-		Accept: func(_ context.Context, c net.Conn, state *tls.ConnectionState) (any, error) {
-			id, err := peerID(state)
-			if err != nil {
-				return nil, err
-			}
-			leaf := state.PeerCertificates[0]
-			end, err := in.connectionEnd(leaf)
-			if err != nil {
-				return nil, err
-			}
-			return &Peer{ID: id, Leaf: leaf, timer: time.AfterFunc(end.Sub(in.Now()), func() { _ = c.Close() })}, nil
-		},
-		Closed: func(conn any) { conn.(*Peer).timer.Stop() },
-		Failed: func(remote net.Addr, err error) {
-			in.outside(remote.String(), "", Refuse(CauseNoIdentity, "TLS: %w", err))
-		},
-		Handle: in.Serve,
-		Refuse: func(conn any, remote string, status int) *wire.Response {
-			return in.outside(remote, conn.(*Peer).ID.String(), Refuse(statusCause(status), "not acceptable HTTP (%d)", status))
-		},
-		Defect: func(stack []byte) { in.Observe.Defect(HopIngress, stack) },
+func (in *Ingress) Server() *wire.Server { return NewLiveIngress(in).Server() }
+
+func (in *Ingress) accept(c net.Conn, state *tls.ConnectionState) (*Peer, error) {
+	id, err := peerID(state)
+	if err != nil {
+		return nil, err
 	}
+	leaf := state.PeerCertificates[0]
+	end, err := in.connectionEnd(leaf)
+	if err != nil {
+		return nil, err
+	}
+	return &Peer{ID: id, Leaf: leaf, chain: state.PeerCertificates, timer: time.AfterFunc(end.Sub(in.Now()), func() { _ = c.Close() })}, nil
+}
+
+// entitled is nil while p's connection may stay open.
+func (in *Ingress) entitled(p *Peer) error {
+	switch {
+	case in.Denials.Denied(p.ID):
+		return Refuse(CauseDenyList, "%s is on the deny list", p.ID)
+	case !in.Service.MayCall(p.ID):
+		return Refuse(CauseNotACaller, "%s is not among the callers of %s", p.ID, in.Service.Name)
+	}
+	return in.vouched(p)
+}
+
+// vouched is nil while a CA that counts vouches for p.
+func (in *Ingress) vouched(p *Peer) error {
+	_, err := verify(p.chain, in.Self, in.Now())
+	return err
 }
 
 // connectionEnd is when the first of a connection's two SVIDs ends. The ward's own is taken as it is now: should it have

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
 	"sync"
@@ -43,6 +44,14 @@ type pooled struct {
 	until atomic.Int64
 	// bundle is the newest that a caller of this identity has brought along.
 	bundle atomic.Pointer[x509bundle.Bundle]
+	conns  connections
+}
+
+// trust makes bundle the one that counts, and cuts connections to wards that it does not vouch for.
+func (e *pooled) trust(bundle *x509bundle.Bundle) {
+	if old := e.bundle.Swap(bundle); old != nil && old != bundle && !old.Equal(bundle) {
+		e.conns.recheck()
+	}
 }
 
 // NewPool makes a pool that opens connections with dial.
@@ -85,8 +94,20 @@ func (p *Pool) Client(caller Caller, s *Service) (RoundTripper, error) {
 		p.retire(key, e.issued)
 		p.clients[key] = e
 	}
-	e.bundle.Store(bundle)
+	e.trust(bundle)
 	return e.client, nil
+}
+
+// Trust makes bundle the one by which the wards at the other end of source's connections are judged from now on.
+// Connections to a ward for which no CA in it vouches are cut, with the calls on them.
+func (p *Pool) Trust(source spiffeid.ID, bundle *x509bundle.Bundle) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, e := range p.clients {
+		if k.source == source && k.destination.TrustDomain() == bundle.TrustDomain() {
+			e.trust(bundle)
+		}
+	}
 }
 
 // retire drops the clients that an SVID of the same source, issued later, replaces, and those whose SVID has ended.
@@ -137,7 +158,7 @@ func (p *Pool) connect(ctx context.Context, e *pooled, svid *x509svid.SVID, s *S
 			end = e.expires
 		}
 		e.sooner(end.Add(-s.MaxExchange))
-		return wire.Bounded(conn, time.Now().Add(end.Sub(now))), nil
+		return e.watched(wire.Bounded(conn, time.Now().Add(end.Sub(now))), conn.ConnectionState().PeerCertificates, p.now)
 	}
 	return nil, Refuse(CauseUpstream, "no address of %s can be used: %w", s.Name, last)
 }
@@ -150,4 +171,30 @@ func (e *pooled) sooner(t time.Time) {
 			return
 		}
 	}
+}
+
+// watched keeps conn among those that are cut when no CA vouches for the other end any more.
+func (e *pooled) watched(conn net.Conn, chain []*x509.Certificate, now func() time.Time) (net.Conn, error) {
+	c := &watched{Conn: conn, of: &e.conns}
+	check := func() error {
+		_, err := verify(chain, e.bundle.Load(), now())
+		return err
+	}
+	e.conns.add(c, check)
+	if err := check(); err != nil { // the bundle has changed since the handshake
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+type watched struct {
+	net.Conn
+	of *connections
+}
+
+// Close implements net.Conn.
+func (c *watched) Close() error {
+	c.of.remove(c)
+	return c.Conn.Close()
 }

@@ -18,12 +18,16 @@ type process struct {
 	refused error                 // it is known to have no identity
 	unknown error                 // it could not be attested
 	ended   atomic.Pointer[error] // why it is not what it was, once it is not
+	over    chan struct{}         // closed when the identity has ended
+	update  chan struct{}         // closed when SVID or bundle has changed; nil never
 	closed  chan struct{}         // gets one value for each connection of it that egress has let go
 }
 
 func (p *process) ID() spiffeid.ID { return p.id }
 
-func (p *process) Changed() <-chan struct{} { return nil }
+func (p *process) Changed() <-chan struct{} { return p.update }
+
+func (p *process) Ended() <-chan struct{} { return p.over }
 
 func (p *process) Process() string { return "pid 42, uid 1000" }
 
@@ -74,7 +78,7 @@ func (l localListener) Accept() (net.Conn, error) {
 // process makes a local process with an SVID of its own.
 func (w *world) process(path string, changes ...func(*process)) *process {
 	svid := w.ca.issue(w, path)
-	p := &process{identity: newIdentity(svid, w.ca.bundle()), id: svid.ID, closed: make(chan struct{}, 1024)}
+	p := &process{identity: newIdentity(svid, w.ca.bundle()), id: svid.ID, over: make(chan struct{}), closed: make(chan struct{}, 1024)}
 	for _, change := range changes {
 		change(p)
 	}

@@ -90,6 +90,8 @@ type world struct {
 	trail    *recorder
 	seen     *observer
 	denied   *denials
+	live     *proxy.LiveIngress
+	rules    proxy.IngressOptions
 	ingress  *wire.Server
 	egress   *proxy.Egress
 	pool     *proxy.Pool
@@ -130,7 +132,8 @@ func newWorld(t testing.TB, s setup) *world {
 	if s.ingress != nil {
 		s.ingress(&o)
 	}
-	w.ingress = proxy.NewIngress(o).Server()
+	w.rules, w.live = o, proxy.NewLiveIngress(proxy.NewIngress(o))
+	w.ingress = w.live.Server()
 	w.serve(w.ingress, l)
 	w.pool = proxy.NewPool(func(ctx context.Context, address string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", address)

@@ -144,6 +144,10 @@ func (h *Holding) Changed() <-chan struct{} {
 	return h.changed
 }
 
+// Ended is closed when the identity has ended for good: the process is gone or is entitled to it no more. Err then
+// says why.
+func (h *Holding) Ended() <-chan struct{} { return h.ended }
+
 // Err is nil while the process lives, runs the same program, and is still entitled to ID. It looks at the
 // process itself, so that no event needs to have arrived yet.
 func (h *Holding) Err() error {
