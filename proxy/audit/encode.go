@@ -76,6 +76,17 @@ func appendRecord(b []byte, r *proxy.Record, now func() time.Time) ([]byte, erro
 	return append(b, '}'), nil
 }
 
+// appendValue appends a field that holds JSON, unless it is empty; false says that it is not valid.
+func appendValue(b []byte, name string, value json.RawMessage) ([]byte, bool) {
+	if len(value) == 0 {
+		return b, true
+	}
+	if !jsontext.Value(value).IsValid() {
+		return b, false
+	}
+	return appendRaw(append(b, name...), value), true
+}
+
 // appendField appends a field that is not empty; name comes with its comma, quotes and colon.
 func appendField(b []byte, name, value string) []byte {
 	if value == "" {
