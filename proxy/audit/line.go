@@ -30,6 +30,9 @@ func Line(r proxy.Record, o LineOptions) string {
 	if o.Location == nil {
 		o.Location = time.UTC
 	}
+	if line, ok := foldedLine(r, o); ok {
+		return line
+	}
 	columns := []struct {
 		text  string
 		width int
@@ -37,7 +40,7 @@ func Line(r proxy.Record, o LineOptions) string {
 		{r.Time.In(o.Location).Format(o.TimeFormat), 8},
 		{Verdict(r), 6},
 		{caller(r), 12},
-		{firstOf(r.Name, r.User, "-"), 7},
+		{firstOf(r.User, "-"), 7},
 		{acted(r, o.ShowPatients), 24},
 		{reason(r), 14},
 		{took(r.Micros), 5},

@@ -14,7 +14,7 @@ import (
 func TestLineGolden(t *testing.T) {
 	read := []proxy.Acted{{Kind: "read", Type: "Patient", ID: "example-123"}}
 	base := proxy.Record{Stage: proxy.StageOutcome, Time: testTime, Decision: "01JD7Q0000000000000000000A", Caller: "spiffe://clinic.test/app/portal",
-		User: "248289761001", Name: "dr.lee", Interactions: read, Patients: []string{"example-123"}, Effect: "allow", Policies: []string{"own-department"}, Micros: 1234, Complete: true}
+		User: "dr.lee", Name: "Dr. Leonora Lee", Interactions: read, Patients: []string{"example-123"}, Effect: "allow", Policies: []string{"own-department"}, Micros: 1234, Complete: true}
 	with := func(change func(*proxy.Record)) proxy.Record {
 		r := base
 		change(&r)
@@ -63,10 +63,10 @@ func TestLineGolden(t *testing.T) {
 		{"another resource", with(func(r *proxy.Record) { r.Interactions = []proxy.Acted{{Kind: "read", Type: "Task", ID: "t-1"}} }), LineOptions{},
 			"08:40:04 ALLOW  /app/portal  dr.lee  read Task/t-1            own-department 1.2ms 01JD7Q0000000000000000000A"},
 		{"hostile", with(func(r *proxy.Record) {
-			r.Name, r.Caller, r.Policies = "eve\x1b[2J\u202e\xff", "spiffe://clinic.test/app/\r\npor\u2066tal", []string{"a\tb\U000e0001"}
+			r.User, r.Caller, r.Policies = "eve\x1b[2J\u202e\xff", "spiffe://clinic.test/app/\r\npor\u2066tal", []string{"a\tb\U000e0001"}
 		}), LineOptions{},
 			`08:40:04 ALLOW  spiffe://clinic.test/app/\u000d\u000apor\u2066tal eve\u001b[2J\u202e\xff read Patient/•••123      a\u0009b\U000e0001 1.2ms 01JD7Q0000000000000000000A`},
-		{"wide", with(func(r *proxy.Record) { r.Name = "李医生" }), LineOptions{},
+		{"wide", with(func(r *proxy.Record) { r.User = "李医生" }), LineOptions{},
 			"08:40:04 ALLOW  /app/portal  李医生  read Patient/•••123      own-department 1.2ms 01JD7Q0000000000000000000A"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestLineIsSafe(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		any := rapid.String()
 		patient := rapid.StringMatching(`[A-Za-z0-9.-]{8,64}`).Draw(t, "patient")
-		r := proxy.Record{Stage: proxy.StageOutcome, Time: testTime, Caller: any.Draw(t, "caller"), Name: any.Draw(t, "name"), Detail: any.Draw(t, "detail"),
+		r := proxy.Record{Stage: proxy.StageOutcome, Time: testTime, Caller: any.Draw(t, "caller"), User: any.Draw(t, "user"), Detail: any.Draw(t, "detail"),
 			Interactions: []proxy.Acted{{Kind: "read", Type: rapid.SampledFrom([]string{"Patient", "Observation"}).Draw(t, "type"), ID: patient}}, Patients: []string{patient}}
 		line := Line(r, LineOptions{})
 		if strings.ContainsFunc(line, func(c rune) bool { return !unicode.IsPrint(c) }) {
