@@ -10,13 +10,26 @@
 //
 // Everything is in one folder of mode 0700:
 //
-//	lock           held while an authority is open
-//	journal.db     public halves, and the serials that are in use (bbolt, behind Store)
-//	x509-ca-1.key  the CA key, PKCS#8 PEM, mode 0600
-//	x509-ca-1.crt  its certificate
+//	lock                  held while an authority is open
+//	journal.db            public halves, and the serials that are in use (bbolt, behind Store)
+//	x509-ca-1.key         the CA key, PKCS#8 PEM, mode 0600
+//	x509-ca-1.key.sealed  or instead the same key, sealed
+//	x509-ca-1.crt         its certificate
 //
 // Keys come in classes ([Class]), each with a key and a JWKS use of its own. Private keys are with a [KeyStore]
 // and never enter the journal.
+//
+// # Rotation
+//
+// No CA lasts, so each is replaced by a next one, which is numbered: x509-ca-2. It goes through three states, each
+// step of which is one transaction of the journal:
+//
+//	(none) ── Prepare ──▶ Prepared ── Activate ──▶ Active ── Activate of the next ──▶ Old ── Retire ──▶ (none)
+//
+// A CA is in the bundle in all three, and signs in one. So whoever verifies has a CA before anything is signed by it,
+// and for as long as anything that it signed is valid. [Authority.Run] takes the steps when they are due; its file says
+// when. An operator can take them earlier, and by force when a key is known to others. The key of an old CA is
+// destroyed at once, since it signs no more; numbers never come again.
 //
 // # Crashes
 //
@@ -35,16 +48,15 @@
 // key files are opened without following links. Requests are not trusted, although they come from the same
 // process: the ID must be of this trust domain and have a path, the key must be strong and not the CA's own, and
 // what goes into a certificate is built here and not copied from the request. Against root there is no defence
-// but a key that cannot be read (TPM 2.0, PKCS#11), for which KeyStore is the seam.
+// but a key that cannot be read (PKCS#11), for which KeyStore is the seam. Against a thief of the disk or of a backup
+// there is the sealed KeyStore.
 //
 // See SPIFFE X509-SVID and RFC 5280; each check names its section.
 package authority
 
 import (
 	"context"
-	"crypto"
 	"crypto/rand"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -61,16 +73,18 @@ import (
 // Options says what authority to open.
 type Options struct {
 	Dir         string // absolute, or relative to the working folder; made when it is missing
+	Existing    bool   // whether there must be an authority already: then none is made, and its absence is ErrUnreadable
 	TrustDomain spiffeid.TrustDomain
 	CATTL       time.Duration // life of a CA certificate made now; 0 stands for 1 year
 	X509TTL     time.Duration // life of an SVID whose request does not say; 0 stands for 1 h
 
 	Keys   KeyStore         // of the private keys; nil stands for files in Dir
+	Events func(Event)      // is told of each step of a rotation, one after the other; must not ask for one; nil stands for nobody
 	Clock  func() time.Time // for use by many goroutines; nil stands for time.Now
 	Rand   io.Reader        // of serial numbers; nil stands for crypto/rand
 	Logger *zap.Logger      // required
 
-	// reached, in tests, is told of each step of the first run, after which the process might be killed.
+	// reached, in tests, is told of each moment of the first run and of rotation at which the process might be killed.
 	reached func(step string)
 }
 
@@ -90,10 +104,22 @@ type Authority struct {
 	clock   func() time.Time
 	rand    io.Reader
 
-	ca       *x509.Certificate
-	key      crypto.Signer
-	sequence uint64 // of the bundle
-	changed  chan struct{}
+	o       Options
+	log     *zap.Logger
+	observe func(Event)
+	opened  time.Time
+	wake    chan struct{} // Run is to look again; has room for one
+
+	moving sync.Mutex // held during a step of rotation; taken before mu
+	closed bool       // guarded by moving
+
+	mu       sync.Mutex           // guards what follows
+	cas      []*caGeneration      // the bundle; the slice is never changed, only replaced
+	active   *caGeneration        // the one of cas that signs
+	newest   uint32               // the highest generation there has been
+	sequence uint64               // of the bundle
+	changed  chan struct{}        // closed when the bundle changes
+	ends     map[uint32]time.Time // by generation: the end of the certificate that lives longest, also of one that is being signed
 
 	lock   *os.File
 	store  Store
@@ -114,6 +140,10 @@ var (
 	ErrInUse = errors.New("another process uses this authority")
 	// ErrTrustDomain: the folder belongs to another trust domain.
 	ErrTrustDomain = errors.New("the authority is of another trust domain")
+	// ErrSealed: a key is sealed and cannot be opened here. The error is a *SealedError.
+	ErrSealed = errors.New("a key of the authority is sealed")
+	// ErrUnreadable: the folder is not there, or the disk fails, or the system refuses access.
+	ErrUnreadable = errors.New("the authority's folder cannot be used")
 	// ErrExpired: the CA certificate has ended, or has not begun; nothing can be issued.
 	ErrExpired = errors.New("the CA certificate is not valid now")
 	// ErrRefused: the request is for a certificate that may not exist.
@@ -153,6 +183,12 @@ func Open(ctx context.Context, o Options) (_ *Authority, err error) {
 	if o, err = o.complete(); err != nil {
 		return nil, err
 	}
+	defer func() { err = kind(err) }()
+	if o.Existing {
+		if _, err := os.Lstat(filepath.Join(o.Dir, journalFile)); err != nil {
+			return nil, fmt.Errorf("authority: there was one, and now: %w; mount its disk, or %s", err, restore)
+		}
+	}
 	lock, err := openDir(o.Dir)
 	if err != nil {
 		return nil, err
@@ -176,18 +212,32 @@ func Open(ctx context.Context, o Options) (_ *Authority, err error) {
 		}
 	}()
 	a := &Authority{
-		dir: o.Dir, domain: o.TrustDomain, x509TTL: o.X509TTL, clock: o.Clock, rand: o.Rand,
-		lock: lock, store: store, changed: make(chan struct{}),
+		dir: o.Dir, domain: o.TrustDomain, x509TTL: o.X509TTL, clock: o.Clock, rand: o.Rand, o: o, log: o.Logger, observe: o.Events,
+		lock: lock, store: store, changed: make(chan struct{}), wake: make(chan struct{}, 1), opened: o.Clock(),
 	}
-	if a.ca, a.key, err = loadCA(ctx, o, store); err != nil {
+	cas, err := loadCAs(ctx, o, store)
+	if err != nil {
+		return nil, err
+	}
+	if len(cas) == 0 {
+		first, err := firstCA(ctx, o, store)
+		if err != nil {
+			return nil, err
+		}
+		cas = append(cas, first)
+	}
+	newest, err := newestGeneration(ctx, o, store, cas)
+	if err != nil {
 		return nil, err
 	}
 	if a.sequence, err = bundleSequence(ctx, o, store); err != nil {
 		return nil, err
 	}
-	if left := a.ca.NotAfter.Sub(o.Clock()); left < 30*24*time.Hour && left < a.ca.NotAfter.Sub(a.ca.NotBefore)/6 {
-		o.Logger.Warn("the CA certificate ends soon; no SVID outlives it", zap.Time("not_after", a.ca.NotAfter))
+	if a.ends, err = liveEnds(ctx, o, store); err != nil {
+		return nil, err
 	}
+	a.install(cas, a.sequence, newest)
+	a.clear()
 	a.serial = newLedger(store, o.Clock, o.Logger)
 	return a, nil
 }
@@ -218,6 +268,9 @@ func (o Options) complete() (Options, error) {
 	if o.Rand == nil {
 		o.Rand = rand.Reader
 	}
+	if o.Events == nil {
+		o.Events = func(Event) {}
+	}
 	if o.reached == nil {
 		o.reached = func(string) {}
 	}
@@ -236,6 +289,10 @@ func (o Options) complete() (Options, error) {
 func (a *Authority) Close() error {
 	var err error
 	a.closing.Do(func() {
+		a.moving.Lock()
+		a.closed = true
+		a.moving.Unlock()
+		a.wakeRun()
 		a.serial.close()
 		err = errors.Join(a.store.Close(), a.lock.Close())
 	})
@@ -247,15 +304,21 @@ func (a *Authority) TrustDomain() spiffeid.TrustDomain { return a.domain }
 
 // Status is what an operator wants to know of an authority.
 type Status struct {
-	CANotBefore, CANotAfter time.Time
+	CANotBefore, CANotAfter time.Time // of the CA that signs
 	CASubjectKeyID          []byte
+	Rotation                Rotation
 	Issued                  uint64    // certificates since Open
 	LastIssued              time.Time // zero when there was none
 }
 
 // Status reports on the authority.
 func (a *Authority) Status() Status {
-	s := Status{CANotBefore: a.ca.NotBefore, CANotAfter: a.ca.NotAfter, CASubjectKeyID: a.ca.SubjectKeyId, Issued: a.issued.Load()}
+	s := Status{Rotation: a.Rotation(), Issued: a.issued.Load()}
+	for _, g := range s.Rotation.Generations {
+		if g.State == Active {
+			s.CANotBefore, s.CANotAfter, s.CASubjectKeyID = g.NotBefore, g.NotAfter, g.SubjectKeyID
+		}
+	}
 	if at := a.latest.Load(); at != 0 {
 		s.LastIssued = time.Unix(0, at)
 	}

@@ -37,76 +37,103 @@ type keyRecord struct {
 	Public      []byte    `json:"public"`                // PKIX, DER
 	Certificate []byte    `json:"certificate,omitempty"` // of an x509-ca, DER
 	Created     time.Time `json:"created"`
+	Activated   time.Time `json:"activated,omitzero"`
+	Replaced    time.Time `json:"replaced,omitzero"`
 }
 
-// loadCA loads the CA that the journal mentions, or ends the first run when it mentions none.
-func loadCA(ctx context.Context, o Options, store Store) (*x509.Certificate, crypto.Signer, error) {
+// loadCAs loads the CAs that the journal mentions, by number. There are none before the first run has ended.
+func loadCAs(ctx context.Context, o Options, store Store) ([]*caGeneration, error) {
 	journal := filepath.Join(o.Dir, journalFile)
-	var active *keyRecord
-	err := store.Range(ctx, BucketKeys, []byte(X509CA+"/"), []byte(X509CA+"0"), func(_, v []byte) error {
-		var r keyRecord
-		if err := json.Unmarshal(v, &r); err != nil || r.Class != X509CA || r.Use != X509CA.Use() {
+	var out []*caGeneration
+	count := make(map[State]int)
+	err := store.Range(ctx, BucketKeys, []byte(X509CA+"/"), []byte(X509CA+"0"), func(k, v []byte) error {
+		g := &caGeneration{stored: bytes.Clone(v)}
+		err := json.Unmarshal(v, &g.record)
+		g.name = KeyName{X509CA, g.record.Generation}
+		if err != nil || g.record.Class != X509CA || g.record.Use != X509CA.Use() || !bytes.Equal(k, g.name.record()) || g.name.Generation == 0 {
 			return &CorruptError{Path: journal, Problem: "the record of a CA key cannot be read", Advice: restore, Err: err}
 		}
-		if r.State != Active {
-			return nil
-		}
-		if active != nil {
-			return &CorruptError{Path: journal, Problem: "two CA keys are active", Advice: restore}
-		}
-		active = &r
+		count[g.record.State]++
+		out = append(out, g)
 		return nil
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if active == nil {
-		return firstCA(ctx, o, store)
+	wrong := ""
+	switch {
+	case len(out) == 0:
+		return nil, nil
+	case count[Active] > 1:
+		wrong = "two CA keys are active"
+	case count[Active] == 0:
+		wrong = "no CA key is active"
+	case count[Prepared] > 1:
+		wrong = "two CA keys are prepared"
+	case count[Active]+count[Prepared]+count[Old] != len(out):
+		wrong = "a CA key is in an unknown state"
 	}
+	if wrong != "" {
+		return nil, &CorruptError{Path: journal, Problem: wrong, Advice: restore}
+	}
+	for _, g := range out {
+		if err := g.load(o); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
 
-	name := KeyName{X509CA, active.Generation}
-	cert, err := x509.ParseCertificate(active.Certificate)
+// load completes a generation by its certificate and, unless it signs no more, its key.
+func (g *caGeneration) load(o Options) (err error) {
+	journal := filepath.Join(o.Dir, journalFile)
+	g.cert, err = x509.ParseCertificate(g.record.Certificate)
 	if err == nil {
-		err = checkCA(cert, o.TrustDomain)
+		err = checkCA(g.cert, o.TrustDomain)
 	}
 	if err != nil {
-		return nil, nil, &CorruptError{Path: journal, Problem: "the CA certificate in the journal is not one", Advice: restore, Err: err}
+		return &CorruptError{Path: journal, Problem: "the CA certificate in the journal is not one", Advice: restore, Err: err}
 	}
-	key, err := o.Keys.Signer(name)
-	switch {
-	case errors.Is(err, ErrNoKey):
-		return nil, nil, &CorruptError{Path: keyPath(o.Dir, name), Problem: "the CA key is missing", Advice: restore}
-	case err != nil:
-		return nil, nil, err
+	if !bytes.Equal(publicDER(g.cert.PublicKey), g.record.Public) {
+		return &CorruptError{Path: journal, Problem: "the CA certificate in the journal is of another key", Advice: restore}
 	}
-	if !samePublic(key.Public(), cert.PublicKey) || !bytes.Equal(publicDER(key.Public()), active.Public) {
-		return nil, nil, &CorruptError{Path: keyPath(o.Dir, name), Problem: "the key is not that of the CA certificate in the journal", Advice: restore}
+	if g.record.State != Old {
+		g.key, err = o.Keys.Signer(g.name)
+		g.place = o.Keys.Place(g.name)
+		switch {
+		case errors.Is(err, ErrNoKey):
+			return &CorruptError{Path: keyPath(o.Dir, g.name), Problem: "the CA key is missing", Advice: restore}
+		case err != nil:
+			return err
+		case !samePublic(g.key.Public(), g.cert.PublicKey):
+			return &CorruptError{Path: g.place.Path, Problem: "the key is not that of the CA certificate in the journal", Advice: restore}
+		}
 	}
-	file, err := readCertificate(o.Dir, name)
+	file, err := readCertificate(o.Dir, g.name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil, &CorruptError{Path: certificatePath(o.Dir, name), Problem: "the CA certificate is missing", Advice: restore}
+		return &CorruptError{Path: certificatePath(o.Dir, g.name), Problem: "the CA certificate is missing", Advice: restore}
 	case err != nil:
-		return nil, nil, err
-	case !bytes.Equal(file.Raw, cert.Raw):
-		return nil, nil, &CorruptError{Path: certificatePath(o.Dir, name), Problem: "the certificate is not the one in the journal", Advice: restore}
+		return err
+	case !bytes.Equal(file.Raw, g.cert.Raw):
+		return &CorruptError{Path: certificatePath(o.Dir, g.name), Problem: "the certificate is not the one in the journal", Advice: restore}
 	}
-	return cert, key, nil
+	return nil
 }
 
 // firstCA makes the first CA. An earlier first run may have been killed after any of the steps; what it finished is
 // used, so that there is only ever one key.
-func firstCA(ctx context.Context, o Options, store Store) (*x509.Certificate, crypto.Signer, error) {
+func firstCA(ctx context.Context, o Options, store Store) (*caGeneration, error) {
 	name := KeyName{X509CA, 1}
 	key, err := o.Keys.Signer(name)
 	if errors.Is(err, ErrNoKey) {
 		key, err = o.Keys.Create(name)
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if why := weak(key.Public()); why != "" {
-		return nil, nil, fmt.Errorf("authority: the key store made %s", why)
+		return nil, fmt.Errorf("authority: the key store made %s", why)
 	}
 	o.reached("key")
 
@@ -114,36 +141,33 @@ func firstCA(ctx context.Context, o Options, store Store) (*x509.Certificate, cr
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if cert, err = makeCA(o, key); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if err := writeNew(certificatePath(o.Dir, name), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	case err != nil:
-		return nil, nil, err
+		return nil, err
 	default:
 		if err := checkCA(cert, o.TrustDomain); err != nil || !samePublic(key.Public(), cert.PublicKey) {
-			return nil, nil, &CorruptError{Path: certificatePath(o.Dir, name), Problem: "the certificate does not fit the CA key", Advice: restore, Err: err}
+			return nil, &CorruptError{Path: certificatePath(o.Dir, name), Problem: "the certificate does not fit the CA key", Advice: restore, Err: err}
 		}
 	}
 	o.reached("certificate")
 
-	rec := keyRecord{Class: X509CA, Generation: name.Generation, Use: X509CA.Use(), State: Active,
-		Public: publicDER(key.Public()), Certificate: cert.Raw, Created: o.Clock().UTC()}
+	g := newGeneration(name, Active, cert, key, o.Clock())
+	g.place = o.Keys.Place(name)
 	err = store.Commit(ctx, Tx{
-		If: []Condition{{Bucket: BucketKeys, Key: name.record()}},
-		Put: []Record{
-			{BucketKeys, name.record(), encode(rec)},
-			{BucketMeta, []byte("bundle_sequence"), []byte("1")},
-		},
+		If:  []Condition{{Bucket: BucketKeys, Key: name.record()}},
+		Put: []Record{{BucketKeys, name.record(), g.stored}, sequenceNow(1), newestNow(name.Generation)},
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("authority: record the CA: %w", err)
+		return nil, fmt.Errorf("authority: record the CA: %w", err)
 	}
 	o.reached("record")
 	o.Logger.Info("made the CA of the trust domain", zap.String("trust_domain", o.TrustDomain.Name()),
 		zap.String("subject_key_id", fmt.Sprintf("%x", cert.SubjectKeyId)), zap.Time("not_after", cert.NotAfter))
-	return cert, key, nil
+	return g, nil
 }
 
 // makeCA signs a CA certificate with its own key.

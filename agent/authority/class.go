@@ -18,7 +18,7 @@ const (
 	WardDevice Class = "ward-device" // signs device tokens
 )
 
-// Classes lists every class. Only X509CA has a key so far.
+// Classes lists every class. Only X509CA has keys so far.
 func Classes() []Class { return []Class{X509CA, JWTSVID, WITSVID, WardToken, WardDevice} }
 
 // Use is the `use` of the class's public keys in a JWK set.

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -123,15 +125,38 @@ func globEscape(path string) string {
 // firstKeyFile is one of the key files in the folder, or "".
 func firstKeyFile(dir string) (string, error) {
 	for _, c := range Classes() {
-		found, err := filepath.Glob(filepath.Join(globEscape(dir), string(c)+"-*.key"))
-		if err != nil {
-			return "", fmt.Errorf("authority: %w", err)
-		}
-		if len(found) > 0 {
-			return found[0], nil
+		for _, ending := range []string{".key", sealedEnding} {
+			found, err := filepath.Glob(filepath.Join(globEscape(dir), string(c)+"-*"+ending))
+			if err != nil {
+				return "", fmt.Errorf("authority: %w", err)
+			}
+			if len(found) > 0 {
+				return found[0], nil
+			}
 		}
 	}
 	return "", nil
+}
+
+// generationFiles lists the CAs of which there are files in the folder.
+func generationFiles(dir string) ([]uint32, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("authority: %w", err)
+	}
+	var out []uint32
+	for _, e := range entries {
+		text, ok := strings.CutPrefix(e.Name(), string(X509CA)+"-")
+		number, ending, found := strings.Cut(text, ".")
+		n, err := strconv.ParseUint(number, 10, 32)
+		if !ok || !found || err != nil || !slices.Contains([]string{".key", sealedEnding, ".crt"}, "."+ending) {
+			continue
+		}
+		if !slices.Contains(out, uint32(n)) {
+			out = append(out, uint32(n))
+		}
+	}
+	return out, nil
 }
 
 // readPrivate reads a file of the running user that has at most the given mode. The file that is checked is the one

@@ -40,11 +40,6 @@ func (a *Authority) IssueX509(ctx context.Context, r X509Request) ([]*x509.Certi
 	if err := a.admit(r); err != nil {
 		return nil, err
 	}
-	now := a.clock()
-	if now.Before(a.ca.NotBefore) || !now.Before(a.ca.NotAfter) {
-		return nil, fmt.Errorf("%w: it is for %s to %s, and the clock says %s", ErrExpired,
-			a.ca.NotBefore.Format(time.RFC3339), a.ca.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
-	}
 	serial, err := newSerial(a.rand)
 	if err != nil {
 		return nil, err
@@ -53,10 +48,14 @@ func (a *Authority) IssueX509(ctx context.Context, r X509Request) ([]*x509.Certi
 	if ttl == 0 {
 		ttl = a.x509TTL
 	}
+	now, ca, end, err := a.engage(ttl)
+	if err != nil {
+		return nil, err
+	}
 	template := &x509.Certificate{
 		SerialNumber: serial,
-		NotBefore:    latest(now.Add(-backdate), a.ca.NotBefore),
-		NotAfter:     earliest(now.Add(ttl), a.ca.NotAfter), // nothing outlives its CA
+		NotBefore:    latest(now.Add(-backdate), ca.cert.NotBefore),
+		NotAfter:     end,
 		SubjectKeyId: keyID(r.PublicKey),
 		// X509-SVID §2, §3.1: exactly one URI SAN. There is no Subject, so crypto/x509 makes the SAN critical, as
 		// RFC 5280 §4.2.1.6 demands.
@@ -70,7 +69,7 @@ func (a *Authority) IssueX509(ctx context.Context, r X509Request) ([]*x509.Certi
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	// The authority key identifier is the CA's subject key identifier (RFC 5280 §4.2.1.1); crypto/x509 adds it.
-	der, err := x509.CreateCertificate(a.rand, template, a.ca, r.PublicKey, a.key)
+	der, err := x509.CreateCertificate(a.rand, template, ca.cert, r.PublicKey, ca.key)
 	if err != nil {
 		return nil, fmt.Errorf("authority: sign: %w", err)
 	}
@@ -78,12 +77,27 @@ func (a *Authority) IssueX509(ctx context.Context, r X509Request) ([]*x509.Certi
 	if err != nil {
 		return nil, fmt.Errorf("authority: sign: %w", err)
 	}
-	if err := a.serial.add(ctx, leaf); err != nil {
+	if err := a.serial.add(ctx, leaf, ca.name.Generation); err != nil {
 		return nil, err
 	}
 	a.issued.Add(1)
 	a.latest.Store(now.UnixNano())
 	return []*x509.Certificate{leaf}, nil
+}
+
+// engage picks the CA that signs now, and the end of what it is to sign. From then on that CA stays in the bundle until
+// this end, also when another one takes its place before the signature is made.
+func (a *Authority) engage(ttl time.Duration) (now time.Time, ca *caGeneration, end time.Time, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now, ca = a.clock(), a.active
+	if now.Before(ca.cert.NotBefore) || !now.Before(ca.cert.NotAfter) {
+		return now, nil, end, fmt.Errorf("%w: it is for %s to %s, and the clock says %s", ErrExpired,
+			ca.cert.NotBefore.Format(time.RFC3339), ca.cert.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	end = earliest(now.Add(ttl), ca.cert.NotAfter) // nothing outlives its CA
+	a.ends[ca.name.Generation] = latest(a.ends[ca.name.Generation], end)
+	return now, ca, end, nil
 }
 
 // admit refuses requests for certificates that may not exist.
@@ -118,8 +132,13 @@ func (a *Authority) admit(r X509Request) error {
 	if why := weak(r.PublicKey); why != "" {
 		return refuse("%s", why)
 	}
-	if samePublic(a.key.Public(), r.PublicKey) { // X509-SVID §4.3: a signing key never authenticates
-		return refuse("the key is the CA's own")
+	a.mu.Lock()
+	cas := a.cas
+	a.mu.Unlock()
+	for _, g := range cas {
+		if samePublic(g.cert.PublicKey, r.PublicKey) { // X509-SVID §4.3: a signing key never authenticates
+			return refuse("the key is the CA's own")
+		}
 	}
 	return nil
 }

@@ -42,6 +42,7 @@ type entry struct {
 type serialRecord struct {
 	ID        string    `json:"id"`
 	NotBefore time.Time `json:"not_before"`
+	CA        uint32    `json:"ca,omitempty"` // the generation that signed; absent from before there were several, and stands for 1
 }
 
 func newLedger(store Store, clock func() time.Time, log *zap.Logger) *ledger {
@@ -51,9 +52,9 @@ func newLedger(store Store, clock func() time.Time, log *zap.Logger) *ledger {
 }
 
 // add returns once the certificate's serial is durable. After an error the serial may or may not be in the journal.
-func (l *ledger) add(ctx context.Context, cert *x509.Certificate) error {
+func (l *ledger) add(ctx context.Context, cert *x509.Certificate, ca uint32) error {
 	e := &entry{
-		record: Record{BucketSerials, serialKey(cert.NotAfter, cert.SerialNumber.Bytes()), encode(serialRecord{cert.URIs[0].String(), cert.NotBefore.UTC()})},
+		record: Record{BucketSerials, serialKey(cert.NotAfter, cert.SerialNumber.Bytes()), encode(serialRecord{cert.URIs[0].String(), cert.NotBefore.UTC(), ca})},
 		result: make(chan error, 1),
 	}
 	select {
@@ -163,6 +164,14 @@ func (l *ledger) prune() {
 func serialKey(notAfter time.Time, serial []byte) []byte {
 	k := binary.BigEndian.AppendUint64([]byte{1}, uint64(max(notAfter.Unix(), 0)))
 	return append(k, serial...)
+}
+
+// serialEnd is the end in the key of a serial.
+func serialEnd(k []byte) (time.Time, bool) {
+	if len(k) < 9 || k[0] != 1 {
+		return time.Time{}, false
+	}
+	return time.Unix(int64(min(binary.BigEndian.Uint64(k[1:]), 1<<62)), 0), true //nolint:gosec // bounded
 }
 
 // Issued says to whom a certificate was issued, from the journal. ErrNotFound means that this authority has not
