@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"syscall"
@@ -36,6 +37,15 @@ func (c *Conn) Process() (*Process, error) {
 		c.process.onEnd(func(error) { _ = c.netConn.Close() })
 	})
 	return c.process, c.refused
+}
+
+// Dialed is the address that the peer dialled: not LocalAddr where netfilter redirected the connection. Of a Unix
+// socket it is not valid.
+func (c *Conn) Dialed() (netip.AddrPort, error) {
+	if t, ok := c.netConn.(*net.TCPConn); ok {
+		return Dialed(t)
+	}
+	return netip.AddrPort{}, nil
 }
 
 // Read implements net.Conn. Its error wraps what Process.Alive says once the peer has ended, and ErrPassed when

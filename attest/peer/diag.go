@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 // It sees the network namespace of the thread that opened it.
 type diag struct {
 	netns uint64 // SO_NETNS_COOKIE, 0 before Linux 5.14
+	inode uint64 // of the network namespace in nsfs, by which other processes name it
 
 	mu  sync.Mutex
 	fd  int
@@ -43,6 +45,13 @@ const (
 var errDiag = errors.New("the reply of inet_diag is not as sock_diag(7) says")
 
 func openDiag() (*diag, error) {
+	// The socket and the inode must be of one namespace, and a thread has its own.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &ns); err != nil {
+		return nil, fmt.Errorf("stat /proc/thread-self/ns/net: %w", err)
+	}
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, fmt.Errorf("open NETLINK_SOCK_DIAG: %w", err)
@@ -61,7 +70,7 @@ func openDiag() (*diag, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	return &diag{fd: fd, netns: netns}, nil
+	return &diag{fd: fd, netns: netns, inode: ns.Ino}, nil
 }
 
 // netnsCookie names the network namespace of a socket, 0 where the kernel gives no name.

@@ -14,10 +14,10 @@ import (
 
 const pinTimeout = 10 * time.Second
 
-// Listener accepts connections whose peers are pinned: each is a *Conn.
+// Listener accepts connections whose peers are pinned or referred to: each is a *Conn or a *Referred.
 type Listener struct {
 	net.Listener
-	pinner  *Pinner
+	take    func(net.Conn) (net.Conn, error)
 	refused func(error)
 }
 
@@ -27,21 +27,27 @@ type Listener struct {
 //
 // A socket that was listening before, as with socket activation, may hold messages of which the kernel kept no
 // sender: they are refused. Set PassCredentials=yes in its unit, or use Control.
+//
+// A TCP connection that netfilter redirected here is attributed by the address that its client dialled: Conn.Dialed.
 func (p *Pinner) Listen(l net.Listener, refused func(error)) (*Listener, error) {
+	if err := prepare(l); err != nil {
+		return nil, err
+	}
+	return &Listener{Listener: l, refused: refused, take: func(c net.Conn) (net.Conn, error) { return p.Conn(c) }}, nil
+}
+
+func prepare(l net.Listener) error {
 	switch l := l.(type) {
 	case *net.UnixListener:
 		raw, err := l.SyscallConn()
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if err := passSenders(raw); err != nil {
-			return nil, err
-		}
+		return passSenders(raw)
 	case *net.TCPListener:
-	default:
-		return nil, fmt.Errorf("peer: listening on a %s socket: neither Unix nor TCP", l.Addr().Network())
+		return nil
 	}
-	return &Listener{Listener: l, pinner: p, refused: refused}, nil
+	return fmt.Errorf("peer: listening on a %s socket: neither Unix nor TCP", l.Addr().Network())
 }
 
 // Control is for net.ListenConfig: it asks for the senders of messages before anybody can connect.
@@ -52,14 +58,14 @@ func Control(network, _ string, raw syscall.RawConn) error {
 	return nil
 }
 
-// Accept returns the next connection, a *Conn.
+// Accept returns the next connection, a *Conn from Pinner.Listen and a *Referred from Pinner.Refer.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		conn, err := l.pinner.Conn(c)
+		conn, err := l.take(c)
 		if err == nil {
 			return conn, nil
 		}
@@ -119,9 +125,13 @@ func (p *Pinner) pinConn(c net.Conn) (*Process, error) {
 	case *net.UnixConn:
 		return p.Unix(c)
 	case *net.TCPConn:
+		dialed, err := Dialed(c)
+		if err != nil {
+			return nil, err
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), pinTimeout)
 		defer cancel()
-		return p.TCP(ctx, c)
+		return p.TCPTo(ctx, c, dialed)
 	}
 	return nil, net.ErrClosed // Conn admits no others
 }

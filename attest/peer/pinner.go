@@ -3,7 +3,9 @@ package peer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -27,8 +29,9 @@ var (
 
 // Options of a Pinner. The zero value is what production uses.
 type Options struct {
-	// Sweep is how often each held process is checked for an execve or a change of user; an exit is seen at once.
-	// 0 stands for one second, which is also the most.
+	// Sweep is how often each held process is checked for an execve or a change of user; an exit is seen at once. 0
+	// stands for one second where the kernel also reports them (Status), and for as often as may be without taking
+	// more than a fiftieth of a processor, at most every 50 ms, where it does not. More than one second is refused.
 	Sweep time.Duration
 	// PerUser is how many processes of one user may be held at once, one for each connection; 0 stands for 4096,
 	// or for fewer where they would take more than a third of the files that this process may open: one user must
@@ -47,10 +50,10 @@ type Missing struct {
 	SockCgroup  bool // INET_DIAG_CGROUP_ID, needs CONFIG_SOCK_CGROUP_DATA
 	Pagemap     bool // /proc/PID/pagemap, needs CONFIG_PROC_PAGE_MONITOR
 	FileHandles bool // open_by_handle_at(2), needs CAP_DAC_READ_SEARCH
+	ExecEvents  bool // the proc connector, needs Linux 6.6 and the host's own pid, user and network namespace
 }
 
 const (
-	maxSweep       = time.Second
 	defaultPerUser = 4096
 	// Each connection is a file, and four more that pin its process.
 	filesPerConn = 5
@@ -69,14 +72,18 @@ type Pinner struct {
 	raw     syscall.RawConn
 	watcher chan struct{} // closed when the watching goroutine has ended
 
+	execs execs
+
 	searching sync.RWMutex // held for reading while groups and diag are in use, for writing to close them
 
-	mu     sync.Mutex
-	next   uint64
-	held   map[uint64]*Process
-	count  map[uint32]int // of held, by user
-	sweep  *time.Timer    // runs while anything is held
-	closed bool
+	mu    sync.Mutex
+	next  uint64
+	held  map[uint64]*Process
+	byPID map[int][]*Process // the same
+	// referred are connections whose callers are named and not pinned.
+	referred map[uint64]*Referred
+	count    map[uint32]int // of both, by user
+	closed   bool
 }
 
 // New returns a Pinner for the network, pid and cgroup namespaces of the calling thread.
@@ -86,9 +93,6 @@ func New(o Options) (*Pinner, error) {
 	}
 	if o.PerUser < 0 {
 		return nil, fmt.Errorf("peer: %d processes per user; it must not be negative", o.PerUser)
-	}
-	if o.Sweep == 0 {
-		o.Sweep = maxSweep
 	}
 	if o.PerUser == 0 {
 		var files unix.Rlimit
@@ -103,7 +107,10 @@ func New(o Options) (*Pinner, error) {
 	} else if self != strconv.Itoa(os.Getpid()) {
 		return nil, errors.New("peer: the /proc mounted here belongs to another pid namespace; mount this one's")
 	}
-	p := &Pinner{options: o, held: make(map[uint64]*Process), count: make(map[uint32]int), watcher: make(chan struct{})}
+	p := &Pinner{
+		options: o, count: make(map[uint32]int), watcher: make(chan struct{}),
+		held: make(map[uint64]*Process), byPID: make(map[int][]*Process), referred: make(map[uint64]*Referred),
+	}
 	var err error
 	if p.users, err = loadUsers(); err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
@@ -120,8 +127,7 @@ func New(o Options) (*Pinner, error) {
 		p.diag.close()
 		return nil, fmt.Errorf("peer: %w", err)
 	}
-	p.sweep = time.AfterFunc(o.Sweep, p.sweepHeld)
-	p.sweep.Stop()
+	p.execs.open(p)
 	go p.watch()
 	return p, nil
 }
@@ -131,34 +137,23 @@ func perUser(files uint64) int {
 	return int(min(defaultPerUser, max(minPerUser, files/3/filesPerConn)))
 }
 
-// openEpoll hands the epoll descriptor to the Go runtime's own poller, so that waiting costs no thread.
-func (p *Pinner) openEpoll() error {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return os.NewSyscallError("epoll_create1", err)
-	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return os.NewSyscallError("fcntl", err)
-	}
-	p.epoll = os.NewFile(uintptr(fd), "epoll")
-	p.raw, err = p.epoll.SyscallConn()
-	return err
-}
-
 // Close ends every held process with ErrClosed and stops the watching.
 func (p *Pinner) Close() error {
 	p.mu.Lock()
 	closed := p.closed
 	p.closed = true
-	held := p.snapshot()
+	held := slices.Collect(maps.Values(p.held))
+	referred := slices.Collect(maps.Values(p.referred))
 	p.mu.Unlock()
 	if closed {
 		return nil
 	}
-	p.sweep.Stop()
+	p.execs.close()
 	for _, process := range held {
 		_ = process.Close()
+	}
+	for _, r := range referred {
+		_ = r.Close()
 	}
 	err := p.epoll.Close()
 	<-p.watcher
@@ -173,102 +168,4 @@ func (p *Pinner) isClosed() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.closed
-}
-
-// hold starts watching process.
-func (p *Pinner) hold(process *Process) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.closed {
-		return ErrClosed
-	}
-	if p.count[process.uid] >= p.options.PerUser {
-		return fmt.Errorf("%w: uid %d has %d", ErrTooMany, process.uid, p.options.PerUser)
-	}
-	p.next++
-	process.id = p.next
-	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(process.id), Pad: int32(process.id >> 32)}
-	err := p.epollCtl(unix.EPOLL_CTL_ADD, process.pidfd, &event)
-	if err != nil {
-		return os.NewSyscallError("epoll_ctl", err)
-	}
-	p.held[process.id] = process
-	p.count[process.uid]++
-	if len(p.held) == 1 {
-		p.sweep.Reset(p.options.Sweep)
-	}
-	return nil
-}
-
-// forget stops watching process, whose pidfd is still open.
-func (p *Pinner) forget(process *Process) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if _, held := p.held[process.id]; !held {
-		return
-	}
-	delete(p.held, process.id)
-	if p.count[process.uid]--; p.count[process.uid] == 0 {
-		delete(p.count, process.uid)
-	}
-	_ = p.epollCtl(unix.EPOLL_CTL_DEL, process.pidfd, nil) // fails only when the pinner is closed
-	if len(p.held) == 0 {
-		p.sweep.Stop()
-	}
-}
-
-func (p *Pinner) epollCtl(op, fd int, event *unix.EpollEvent) error {
-	var inner error
-	if err := p.raw.Control(func(epoll uintptr) { inner = unix.EpollCtl(int(epoll), op, fd, event) }); err != nil {
-		return err
-	}
-	return inner
-}
-
-// watch ends each process whose pidfd reports its exit, until the pinner is closed.
-func (p *Pinner) watch() {
-	defer close(p.watcher)
-	events := make([]unix.EpollEvent, 64)
-	for {
-		n := 0
-		err := p.raw.Read(func(epoll uintptr) bool {
-			n, _ = unix.EpollWait(int(epoll), events, 0)
-			return n > 0
-		})
-		if err != nil {
-			return // closed
-		}
-		for _, e := range events[:n] {
-			id := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32
-			p.mu.Lock()
-			process := p.held[id]
-			p.mu.Unlock()
-			if process != nil {
-				process.end(attest.ErrExited)
-			}
-		}
-	}
-}
-
-// sweepHeld checks every held process and sets the timer again while there are any.
-func (p *Pinner) sweepHeld() {
-	p.mu.Lock()
-	held := p.snapshot()
-	p.mu.Unlock()
-	for _, process := range held {
-		_ = process.Alive() // ends the process when it is no longer the one that was pinned
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.held) > 0 && !p.closed {
-		p.sweep.Reset(p.options.Sweep)
-	}
-}
-
-func (p *Pinner) snapshot() []*Process {
-	held := make([]*Process, 0, len(p.held))
-	for _, process := range p.held {
-		held = append(held, process)
-	}
-	return held
 }

@@ -19,7 +19,8 @@ var ErrNotAttributable = errors.New("the connection cannot be attributed to one 
 // TCP pins the local process that opened conn, a loopback connection that this process has accepted. It must
 // be called before a byte is read, and reads none. It refuses
 //
-//   - a peer that is not on loopback, or whose socket is in another network namespace;
+//   - a peer that is not on loopback, unless it was redirected to our loopback address, or whose socket is in another
+//     network namespace;
 //   - a connection that is not established at both ends, ours being asked after the peer's: otherwise the peer
 //     may have reset it, and its addresses may belong to another connection by now;
 //   - a socket that no process holds any more: in TIME_WAIT the kernel reports uid 0 for it;
@@ -43,7 +44,12 @@ func (p *Pinner) TCPTo(ctx context.Context, conn *net.TCPConn, original netip.Ad
 	if err != nil {
 		return nil, err
 	}
-	s, err := p.clientSocket(q)
+	return p.holder(ctx, func() (tcpSocket, error) { return p.clientSocket(q) })
+}
+
+// holder pins who holds the socket that look finds. The caller holds searching for reading.
+func (p *Pinner) holder(ctx context.Context, look func() (tcpSocket, error)) (*Process, error) {
+	s, err := look()
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +63,7 @@ func (p *Pinner) TCPTo(ctx context.Context, conn *net.TCPConn, original netip.Ad
 	if err != nil {
 		return nil, err
 	}
-	process, err := p.agree(q, s, holders)
+	process, err := p.agree(look, s, holders)
 	if err != nil {
 		for _, h := range holders {
 			_ = h.Close()
@@ -76,23 +82,32 @@ type question struct {
 func (p *Pinner) question(conn *net.TCPConn, original netip.AddrPort) (question, error) {
 	q := question{conn: conn, local: tcpAddr(conn.RemoteAddr()), remote: tcpAddr(conn.LocalAddr())}
 	if original.IsValid() {
-		q.remote = netip.AddrPortFrom(original.Addr().Unmap(), original.Port())
+		q.remote = unmapped(original)
 	}
-	if !q.local.IsValid() || !q.local.Addr().IsLoopback() {
+	// A client whose dialling was redirected has the address with which it would have gone out. That it is of this
+	// host the look-up shows: no other host's socket is found here, and none reaches a loopback address.
+	ours := tcpAddr(conn.LocalAddr())
+	redirected := q.remote != ours && ours.Addr().IsLoopback()
+	if !q.local.IsValid() || !q.local.Addr().IsLoopback() && !redirected {
 		return q, fmt.Errorf("%w: its peer %v is not on loopback", ErrNotAttributable, q.local)
 	}
+	return q, p.sameNetns(conn)
+}
+
+// sameNetns refuses a connection in another network namespace than the one that is asked about.
+func (p *Pinner) sameNetns(conn *net.TCPConn) error {
 	var netns uint64
 	err := control(conn, func(fd int) (err error) {
 		netns, err = netnsCookie(fd)
 		return err
 	})
 	if err != nil {
-		return q, err
+		return err
 	}
 	if netns != p.diag.netns {
-		return q, fmt.Errorf("%w: it belongs to another network namespace than this process asks about", ErrNotAttributable)
+		return fmt.Errorf("%w: it belongs to another network namespace than this process asks about", ErrNotAttributable)
 	}
-	return q, nil
+	return nil
 }
 
 // clientSocket is the look-up and its refusals.
@@ -104,25 +119,38 @@ func (p *Pinner) clientSocket(q question) (tcpSocket, error) {
 	if err != nil {
 		return s, err
 	}
-	if s.state != tcpEstablished {
-		return s, fmt.Errorf("%w: its peer's end is in TCP state %d, not established", ErrNotAttributable, s.state)
-	}
-	// TIME_WAIT and orphaned sockets have no inode; the uid of some reads 0.
-	if s.inode == 0 {
-		return s, fmt.Errorf("%w: no process holds its peer's end", ErrNotAttributable)
+	if err := s.inUse(); err != nil {
+		return s, err
 	}
 	// Only now: while our end is established, no other client's end of the same addresses can be.
 	if err := established(q.conn); err != nil {
 		return s, err
 	}
+	return p.placed(s), nil
+}
+
+// inUse is nil for one end of a connection that is established and that a process holds.
+func (s tcpSocket) inUse() error {
+	if s.state != tcpEstablished {
+		return fmt.Errorf("%w: its peer's end is in TCP state %d, not established", ErrNotAttributable, s.state)
+	}
+	// TIME_WAIT and orphaned sockets have no inode; the uid of some reads 0.
+	if s.inode == 0 {
+		return fmt.Errorf("%w: no process holds its peer's end", ErrNotAttributable)
+	}
+	return nil
+}
+
+// placed is s with its cgroup, where cgroups can be found.
+func (p *Pinner) placed(s tcpSocket) tcpSocket {
 	if p.options.Without.SockCgroup || p.groups.mount < 0 {
 		s.cgroup = 0
 	}
-	return s, nil
+	return s
 }
 
 // agree checks what the look-up said of the socket's creator against those who hold it, and joins them.
-func (p *Pinner) agree(q question, s tcpSocket, holders []*Process) (*Process, error) {
+func (p *Pinner) agree(look func() (tcpSocket, error), s tcpSocket, holders []*Process) (*Process, error) {
 	inodeOnly := false
 	for _, h := range holders {
 		if err := p.sameCgroup(h, s.cgroup); err != nil {
@@ -132,7 +160,7 @@ func (p *Pinner) agree(q question, s tcpSocket, holders []*Process) (*Process, e
 	}
 	if inodeOnly {
 		// An inode's number may be used again. It was not, if the socket that had it still has it.
-		again, err := p.clientSocket(q)
+		again, err := look()
 		if err != nil {
 			return nil, err
 		}
@@ -215,6 +243,10 @@ func tcpAddr(a net.Addr) netip.AddrPort {
 	if !ok {
 		return netip.AddrPort{}
 	}
-	ap := t.AddrPort()
-	return netip.AddrPortFrom(ap.Addr().Unmap().WithZone(""), ap.Port())
+	return unmapped(t.AddrPort())
+}
+
+// unmapped is a as addresses are compared here.
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 }
