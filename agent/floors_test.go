@@ -24,7 +24,8 @@ import (
 //	1  workload (may import attest) · proxy (may import proxy/fhir and proxy/wire)
 //	2  sub-packages: their own root and floor 0 of their own tree, never a sibling
 //	3  agent/config, agent/authority, agent/admin: nothing of Ward
-//	4  agent/daemon, which alone joins the trees · agent/up, which alone may import the examples
+//	4  agent/daemon, which alone joins the trees · agent/up, which alone may import the examples · agent/doctor, which
+//	   looks from outside and stands on agent/config and agent/admin alone
 //	5  agent
 //
 // Tests may use their whole tree, because they try its parts together, but they may not leave it upwards.
@@ -79,6 +80,8 @@ func allowed(from, to string) (rule string, ok bool) {
 		return "agent/up is a demonstration: only package main may import it", from == "agent" || within(from, "agent/up")
 	case from == "agent":
 		return "", true // floor 5
+	case within(from, "agent/doctor"):
+		return "agent/doctor compares config with the host and with what daemons say: it imports agent/config and agent/admin", to == "agent/config" || to == "agent/admin"
 	case within(from, "agent/daemon"), within(from, "agent/up"):
 		return "floor 4 stands below package main", to != "agent" // and the demonstration runs the daemon
 	case tree == "agent":
@@ -209,6 +212,9 @@ func TestFloorRules(t *testing.T) {
 		{"agent/config", "agent/admin", false, false},
 		{"agent/authority", "workload", false, true},
 		{"agent/admin", "agent/config", false, true},
+		{"agent/doctor", "agent/config", true, true},
+		{"agent/doctor", "attest", false, true},
+		{"agent/config", "agent/doctor", false, false},
 		{"agent/daemon", "agent/up", false, true},
 		{"agent/daemon", "agent", false, true},
 		{"agent/daemon", "examples/clinic", false, false},

@@ -1,0 +1,61 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+)
+
+func neverStrong(_ context.Context, x *examination) []Finding {
+	var out []Finding
+	for i, w := range x.cfg.Workloads {
+		if _, weak := selector(w.Select, "systemd.user_unit"); weak && w.MinStrength == "strong" {
+			out = append(out, fail(w.ID.Path()+" asks for strong attestation and selects by systemd.user_unit",
+				"a user names the units of their own manager, so such a match is weak and this entry matches no process",
+				"remove systemd.user_unit or min_strength at "+x.at(fmt.Sprintf("workloads[%d]", i))))
+		}
+	}
+	return out
+}
+
+// sharedUser looks for entries whose one boundary is a user in whose name other programs run as well.
+func sharedUser(_ context.Context, x *examination) []Finding {
+	var out []Finding
+	for i, w := range x.cfg.Workloads {
+		uid, ok := selectedUID(w.Select)
+		if _, unit := selector(w.Select, "systemd.unit"); !ok || unit {
+			continue
+		}
+		edit := "add systemd.unit to select at " + x.at(fmt.Sprintf("workloads[%d].select", i))
+		if uid == 0 {
+			out = append(out, warn(w.ID.Path()+" selects by root alone", "every daemon that runs as root gets this identity", edit))
+			continue
+		}
+		var units []string
+		for _, p := range x.running() {
+			if p.UID == uid && p.Unit != "" && !slices.Contains(units, p.Unit) {
+				units = append(units, p.Unit)
+			}
+		}
+		if slices.Sort(units); len(units) > 1 {
+			out = append(out, warn(fmt.Sprintf("%s selects by %s alone, who runs %s", w.ID.Path(), userName(uid), some(units)), "each of these units gets this identity", edit))
+		}
+	}
+	return out
+}
+
+func interpreter(_ context.Context, x *examination) []Finding {
+	known := regexp.MustCompile(`^(ba|da|z|k|c|tc|fi)?sh$|^busybox$|^(python|pypy|perl|ruby|node|nodejs|deno|bun|java|php|php-cgi|php-fpm|lua|luajit|dotnet|mono|tclsh|Rscript|erl|beam\.smp|julia|guile|gawk|awk)[0-9.-]*$`)
+	var out []Finding
+	for i, w := range x.cfg.Workloads {
+		exe, ok := selector(w.Select, "exe.path")
+		if !ok || !known.MatchString(path.Base(exe)) {
+			continue
+		}
+		out = append(out, warn(w.ID.Path()+" selects by "+exe+", which is an interpreter", "whatever program it runs is attested as the interpreter: exe.path narrows nothing here",
+			"tell the program apart by systemd.unit at "+x.at(fmt.Sprintf("workloads[%d].select", i))+", and remove exe.path"))
+	}
+	return out
+}
