@@ -1,0 +1,304 @@
+package broker
+
+import (
+	"bytes"
+	"container/list"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	spiffe "github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/wardmesh/ward/attest"
+	"github.com/wardmesh/ward/workload"
+)
+
+// line is one reference's stream of identities and what it has brought last. Loans of one process share one.
+type line struct {
+	c       *Client
+	process attest.ProcessReference // zero for a connection
+	packed  *spiffe.WorkloadReference
+	cancel  context.CancelFunc
+
+	// Guarded by the client's mutex.
+	users int
+	place *list.Element // among the idle
+	timer *time.Timer   // until it is dropped; set with place
+
+	mu      sync.Mutex
+	id      spiffeid.ID
+	svid    *x509svid.SVID
+	bundle  *x509bundle.Bundle
+	last    error         // why there was no answer yet
+	err     error         // why it is over
+	changed chan struct{} // closed at the next change
+	done    chan struct{} // closed with err
+	expiry  *time.Timer   // wakes those who wait for a change when the SVID ends
+}
+
+var (
+	// errStale: the process that a line is of has another identity by now.
+	errStale = errors.New("the process has another identity by now")
+	// errEnough ends a subscription that has brought what it was for.
+	errEnough = errors.New("answered")
+)
+
+func newLine(c *Client, p attest.ProcessReference, packed *spiffe.WorkloadReference) *line {
+	return &line{c: c, process: p, packed: packed, changed: make(chan struct{}), done: make(chan struct{})}
+}
+
+// run follows the reference until it is over. What it has brought stays valid meanwhile, whatever becomes of the agent:
+// a restarted one is asked anew, and must say the same.
+func (l *line) run(ctx context.Context) {
+	var again retries
+	for {
+		err := l.c.subscribe(ctx, l.packed, func(m *spiffe.SubscribeToX509SVIDResponse) error {
+			if err := l.take(m); err != nil {
+				return err
+			}
+			again = retries{}
+			return nil
+		})
+		var r *workload.Refusal
+		switch {
+		case ctx.Err() != nil:
+			l.finish(&workload.Refusal{Err: workload.ErrClosed})
+			return
+		case errors.As(err, &r) && final(r):
+			l.finish(err)
+			return
+		}
+		l.mu.Lock()
+		l.last = err
+		l.mu.Unlock()
+		again.pause(ctx)
+	}
+}
+
+// finish ends the line. Keys are forgotten at once: BA §4.9, the client MUST drop all data of the workload.
+func (l *line) finish(err error) {
+	l.mu.Lock()
+	before := l.err
+	if before == nil {
+		l.err, l.svid, l.bundle = err, nil, nil
+		if l.expiry != nil {
+			l.expiry.Stop()
+		}
+		close(l.done)
+		close(l.changed)
+	}
+	l.mu.Unlock()
+	if before == nil {
+		l.c.ended(l)
+	}
+}
+
+// take reads an answer. One that is not sound is as good as none, and the agent is asked again.
+func (l *line) take(m *spiffe.SubscribeToX509SVIDResponse) error {
+	svid, bundle, err := read(m, l.ID())
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return l.err
+	}
+	if l.svid != nil && slices.EqualFunc(l.svid.Certificates, svid.Certificates, func(a, b *x509.Certificate) bool { return bytes.Equal(a.Raw, b.Raw) }) && l.bundle.Equal(bundle) {
+		return nil
+	}
+	l.id, l.svid, l.bundle = svid.ID, svid, bundle
+	if l.expiry != nil {
+		l.expiry.Stop()
+	}
+	l.expiry = time.AfterFunc(time.Until(svid.Certificates[0].NotAfter), l.publish)
+	l.swap()
+	return nil
+}
+
+func (l *line) publish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.swap()
+	}
+}
+
+func (l *line) swap() {
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// read returns the SVID of id in an answer, or the default one where id is zero, with its bundle, both verified.
+func read(m *spiffe.SubscribeToX509SVIDResponse, id spiffeid.ID) (*x509svid.SVID, *x509bundle.Bundle, error) {
+	unsound := func(err error) error {
+		return &workload.Refusal{Err: fmt.Errorf("%w: the agent's answer is not sound: %w", workload.ErrUnavailable, err)}
+	}
+	if len(m.GetSvids()) == 0 {
+		return nil, nil, unsound(errors.New("it has no SVID")) // BA §4.6, §5.2.1
+	}
+	s := m.GetSvids()[0] // BA §5.3: the default identity
+	if !id.IsZero() {
+		i := slices.IndexFunc(m.GetSvids(), func(s *spiffe.X509SVID) bool { return s.GetSpiffeId() == id.String() })
+		if i < 0 { // BA §5.2.1: an SVID that is redacted is used no more
+			return nil, nil, &workload.Refusal{Err: fmt.Errorf("%w: it is no longer %s", workload.ErrNoIdentity, id)}
+		}
+		s = m.GetSvids()[i]
+	}
+	svid, err := x509svid.ParseRaw(s.GetX509Svid(), s.GetX509SvidKey())
+	if err != nil {
+		return nil, nil, unsound(err)
+	}
+	if svid.ID.String() != s.GetSpiffeId() {
+		return nil, nil, unsound(fmt.Errorf("the SVID of %q is that of %s", s.GetSpiffeId(), svid.ID))
+	}
+	bundle, err := x509bundle.ParseRaw(svid.ID.TrustDomain(), s.GetBundle())
+	if err != nil {
+		return nil, nil, unsound(err)
+	}
+	if err := workload.VerifyX509(svid.Certificates, svid.ID, svid.PrivateKey.Public(), bundle, time.Now()); err != nil {
+		return nil, nil, unsound(err)
+	}
+	return svid, bundle, nil
+}
+
+// first waits for the line's first answer.
+func (l *line) first(ctx context.Context) error {
+	l.mu.Lock()
+	changed := l.changed
+	held := l.svid != nil
+	l.mu.Unlock()
+	if !held {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return l.late(ctx)
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// late is why a wait for the agent has ended.
+func (l *line) late(ctx context.Context) error {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return ctx.Err()
+	}
+	l.mu.Lock()
+	last := l.last
+	l.mu.Unlock()
+	return l.c.lateness(last)
+}
+
+func (c *Client) lateness(last error) error {
+	r := &workload.Refusal{}
+	if last == nil {
+		r.Err = fmt.Errorf("%w: the agent did not answer in time", workload.ErrUnavailable)
+		c.seen(r)
+		return r
+	}
+	var said *workload.Refusal
+	if errors.As(last, &said) {
+		r.Reference, last = said.Reference, said.Err
+	}
+	r.Err = fmt.Errorf("%w: the agent gave no identity in time: %w", workload.ErrUnavailable, last)
+	return r
+}
+
+// confirm asks the agent about the reference as it is now: the events that would end the line may be on their way, and
+// a process that has just replaced its program must not begin as what it was.
+func (l *line) confirm(ctx context.Context) error {
+	var again retries
+	var last error
+	for {
+		var said spiffeid.ID
+		var still bool
+		err := l.c.subscribe(ctx, l.packed, func(m *spiffe.SubscribeToX509SVIDResponse) error {
+			svid, _, err := read(m, spiffeid.ID{})
+			if err != nil {
+				return err
+			}
+			said = svid.ID
+			still = slices.ContainsFunc(m.GetSvids(), func(s *spiffe.X509SVID) bool { return s.GetSpiffeId() == l.ID().String() })
+			return errEnough
+		})
+		var r *workload.Refusal
+		switch {
+		case errors.Is(err, errEnough):
+			if err := l.first(ctx); err != nil {
+				return err
+			}
+			switch id := l.ID(); {
+			case id == said:
+				return nil
+			case still: // it is another by default now; what began with this one keeps it
+				l.c.retire(l)
+			default:
+				l.finish(&workload.Refusal{Err: fmt.Errorf("%w: it is no longer %s", workload.ErrNoIdentity, id)})
+			}
+			return errStale
+		case errors.As(err, &r) && final(r):
+			l.finish(err)
+			return err
+		case ctx.Err() != nil:
+		default:
+			last = err
+		}
+		if ctx.Err() != nil || !again.pause(ctx) {
+			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				return ctx.Err()
+			}
+			return l.c.lateness(last)
+		}
+		if l.over() {
+			return l.Err()
+		}
+	}
+}
+
+// ID is the identity of the line, zero before the first answer.
+func (l *line) ID() spiffeid.ID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.id
+}
+
+// over reports whether the line has ended.
+func (l *line) over() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Err is nil while the identity is held and valid.
+func (l *line) Err() error {
+	_, _, err := l.now()
+	return err
+}
+
+// now returns what the line has brought, while it is valid.
+func (l *line) now() (*x509svid.SVID, *x509bundle.Bundle, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.err != nil:
+		return nil, nil, l.err
+	case l.svid == nil:
+		return nil, nil, &workload.Refusal{Err: workload.ErrUnavailable}
+	case !time.Now().Before(l.svid.Certificates[0].NotAfter): // by the wall clock: certificates are dated in it
+		ended := l.svid.Certificates[0].NotAfter.UTC().Format(time.RFC3339)
+		return nil, nil, &workload.Refusal{Err: fmt.Errorf("%w: the SVID of %s ended at %s and the agent has given no other", workload.ErrUnavailable, l.id, ended)}
+	}
+	return l.svid, l.bundle, nil
+}
