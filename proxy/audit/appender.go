@@ -16,6 +16,7 @@ import (
 type appender struct {
 	File
 	path     string
+	first    int64 // index of a segment's first record
 	size     int64
 	reserved int64 // offset up to which the file system has promised room
 }
@@ -38,7 +39,7 @@ func createAppender(fsys FS, path string, mode fs.FileMode) (*appender, error) {
 
 // createSegment makes the segment that continues tree. It is durable, name and header, before it is used. The error is
 // an ErrFull, and no file is left, when the disk has no room.
-func createSegment(o *Options, mode fs.FileMode, tree tlog.Tree) (*appender, error) {
+func createSegment(o *Options, keep int64, mode fs.FileMode, tree tlog.Tree) (*appender, error) {
 	line, err := encodeHeader(header{Schema: segmentSchema, Time: time.Now().UTC(), Origin: o.Origin, Size: tree.N, Root: tree.Hash})
 	if err != nil {
 		return nil, err
@@ -47,7 +48,8 @@ func createSegment(o *Options, mode fs.FileMode, tree tlog.Tree) (*appender, err
 	if err != nil {
 		return nil, err
 	}
-	if err := a.room(o, len(line), min(reserveChunk, o.SegmentSize)); err != nil {
+	a.first = tree.N
+	if err := a.room(o, keep, len(line), min(reserveChunk, o.SegmentSize)); err != nil {
 		return nil, errors.Join(err, a.Close(), o.FS.Remove(a.path))
 	}
 	if err := a.append(line); err != nil {
@@ -77,9 +79,9 @@ func (a *appender) append(b []byte) error {
 	return nil
 }
 
-// room makes sure that n bytes can be appended, reserving chunk bytes at a time and leaving o.MinFree to others. The
+// room makes sure that n bytes can be appended, reserving chunk bytes at a time and leaving keep bytes to others. The
 // error is an ErrFull when the disk has no room: nothing has been written, and the file is as good as before.
-func (a *appender) room(o *Options, n int, chunk int64) error {
+func (a *appender) room(o *Options, keep int64, n int, chunk int64) error {
 	if a.size+int64(n) <= a.reserved {
 		return nil
 	}
@@ -88,8 +90,8 @@ func (a *appender) room(o *Options, n int, chunk int64) error {
 	if err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
-	if free-need < o.MinFree {
-		return fmt.Errorf("%w: %s: %d bytes are free, %d must stay so; make room on that file system", ErrFull, o.Dir, free, o.MinFree)
+	if free-need < keep {
+		return fmt.Errorf("%w: %s: %d bytes are free, %d must stay so; make room on that file system", ErrFull, o.Dir, free, keep)
 	}
 	if err := a.Reserve(a.size, need); err != nil {
 		return noRoom(err, "reserving room in %s", a.path)

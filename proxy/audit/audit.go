@@ -15,6 +15,7 @@
 //	000000018311.log     the next one: the first begins where the last one ended
 //	checkpoints.log      signed tree heads
 //	hashes               the tree's inner hashes; a cache, made again when it is missing or wrong
+//	reserve              room for emergencies
 //	lock                 held by the one process that appends
 //	*.torn-TIME          what an interrupted write left behind, moved aside by the next start
 //
@@ -35,9 +36,14 @@
 //
 // The log fails closed. After an error of write or fdatasync the kernel may have dropped the pages and call them
 // clean, so that a second fdatasync that succeeds says nothing (P. Rebello et al., Can Applications Recover from
-// fsync Failures?, USENIX ATC 2020): the log refuses everything until it is opened anew, and opening writes again
-// whatever no checkpoint covers. A disk that runs full is noticed before a byte is written, and is not a failure:
-// records are refused until there is room.
+// fsync Failures?, USENIX ATC 2020): the log refuses everything, lets go of its files (the disk can be unmounted, mended
+// and mounted again), and opens itself anew every so often. Opening proves that all that was durable is still there,
+// writes again whatever no checkpoint covers, begins a new segment, and says in a record what the gap was. A disk that
+// runs full is noticed before a byte is written, and is not a failure: records are refused until there is room, and
+// Options.MinFree is left to others. Emergencies may then use the reserve, in which their room was allocated ahead.
+//
+// Refusals, which an attacker can have as many of as he likes, are kept in bounds by a Budget in front of the log. A
+// Trail is two logs on two disks, of which the second stands in for the first.
 //
 // # Threat
 //
@@ -50,6 +56,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -75,6 +82,10 @@ type Options struct {
 	// KeyFile defaults to Dir with `.key` appended, beside the folder; its public half is written to PublicFile(Dir).
 	KeyFile string
 
+	// Reserve is how many bytes are allocated ahead for emergencies (see Emergency) when nothing else can be recorded
+	// for want of room. 0: none.
+	Reserve int64
+
 	SegmentSize int64 // bytes after which a new segment begins; 64 MiB
 	MinFree     int64 // bytes that must stay free on the file system, for others; 64 MiB
 
@@ -85,6 +96,9 @@ type Options struct {
 	FlushEvery        time.Duration // the longest that a record nobody waits for stays in memory; 50 ms
 	CheckpointEvery   time.Duration // the longest that durable records stay without a signature; 10 s
 	CheckpointRecords int64         // and the most of them; 16384
+
+	// Retry is how long after a failure the log first looks whether it can go on; it doubles up to a minute. 1 s.
+	Retry time.Duration
 
 	Logger     *zap.Logger
 	Registerer prometheus.Registerer
@@ -107,8 +121,8 @@ var (
 	ErrKey = errors.New("the audit log's key cannot be used")
 	// ErrAccess: the folder or a file of the log is open to others.
 	ErrAccess = errors.New("the audit log is open to others")
-	// ErrFailed: writing failed. Nothing is accepted until the log is opened anew.
-	ErrFailed = errors.New("the audit log has failed and must be reopened")
+	// ErrFailed: writing failed. Nothing is accepted until the log has opened itself anew and proved what is on the disk.
+	ErrFailed = errors.New("the audit log has failed")
 	// ErrFull: the disk has no room. Nothing is accepted until it has; nothing was lost.
 	ErrFull = errors.New("the audit log has no room on its disk")
 	// ErrBusy: the queue stayed full for longer than the caller would wait.
@@ -152,7 +166,7 @@ func (o *Options) setDefaults() error {
 		return errors.New("audit: Options.Key needs both a Signer and its Verifier")
 	case o.Logger == nil || o.Registerer == nil:
 		return errors.New("audit: Options.Logger and Options.Registerer must be given")
-	case o.SegmentSize < 0 || o.MinFree < 0 || o.QueueRecords < 0 || o.QueueBytes < 0 || o.CheckpointRecords < 0 ||
+	case o.SegmentSize < 0 || o.MinFree < 0 || o.Reserve < 0 || o.Retry < 0 || o.QueueRecords < 0 || o.QueueBytes < 0 || o.CheckpointRecords < 0 ||
 		o.Patience < 0 || o.FlushEvery < 0 || o.CheckpointEvery < 0:
 		return errors.New("audit: Options has a negative size or duration")
 	}
@@ -168,6 +182,7 @@ func (o *Options) setDefaults() error {
 	setDefault(&o.QueueRecords, 4096)
 	setDefault(&o.QueueBytes, 8<<20)
 	setDefault(&o.Patience, 2*time.Second)
+	setDefault(&o.Retry, time.Second)
 	setDefault(&o.FlushEvery, 50*time.Millisecond)
 	setDefault(&o.CheckpointEvery, 10*time.Second)
 	setDefault(&o.CheckpointRecords, 16384)
@@ -198,38 +213,51 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	if err := prepareDir(o.Dir); err != nil {
-		return nil, err
-	}
-	lock, err := lockDir(o.Dir)
+	s, lock, err := open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	l, err := open(ctx, o)
+	m, err := newMetrics(o.Registerer)
 	if err != nil {
+		s.close()
 		lock.Close()
 		return nil, err
 	}
+	m.torn.Add(float64(s.torn))
+	l := newLog(o, s, m)
 	l.lock = lock
+	l.setReserve()
 	go l.run()
 	return l, nil
 }
 
-func open(ctx context.Context, o Options) (*Log, error) {
-	s, err := recoverLog(ctx, o)
+func open(ctx context.Context, o Options) (*state, *os.File, error) {
+	if err := prepareDir(o.Dir); err != nil {
+		return nil, nil, err
+	}
+	return take(ctx, o, false)
+}
+
+// take locks the log's folder and makes the log ready to be appended to.
+func take(ctx context.Context, o Options, existing bool) (*state, *os.File, error) {
+	lock, err := lockDir(o.Dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	s, err := recoverLog(ctx, o, existing)
+	if err != nil {
+		lock.Close()
+		return nil, nil, err
+	}
+	if s.reserve, err = openReserve(&o, fileMode(o.Dir)); err != nil {
+		s.close()
+		lock.Close()
+		return nil, nil, err
 	}
 	if public := s.key.public; public != "" {
 		if err := writePublic(PublicFile(o.Dir), public); err != nil {
 			o.Logger.Warn("the audit key's public half could not be written; verifying needs it", zap.Error(err))
 		}
 	}
-	m, err := newMetrics(o.Registerer)
-	if err != nil {
-		s.close()
-		return nil, err
-	}
-	m.torn.Add(float64(s.torn))
-	return newLog(o, s, m), nil
+	return s, lock, nil
 }

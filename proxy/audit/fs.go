@@ -33,7 +33,9 @@ type File interface {
 	// Reserve makes sure that size bytes from offset on can be written without running out of space. It does not
 	// change the file's size.
 	Reserve(offset, size int64) error
-	// Release gives back what was reserved beyond size, the end of the file.
+	// Allocate makes the file grow from one size to another with bytes of which each has its place on the disk.
+	Allocate(from, to int64) error
+	// Release cuts the file to size, and gives back what was reserved beyond it.
 	Release(size int64) error
 }
 
@@ -115,6 +117,27 @@ func (h hostFile) Reserve(offset, size int64) error {
 			continue
 		}
 		return &os.PathError{Op: "fallocate", Path: h.f.Name(), Err: err}
+	}
+}
+
+func (h hostFile) Allocate(from, to int64) error {
+	for {
+		err := unix.Fallocate(int(h.f.Fd()), 0, from, to-from)
+		switch {
+		case err == nil:
+			return h.Sync()
+		case errors.Is(err, unix.EINTR):
+			continue
+		case !errors.Is(err, unix.EOPNOTSUPP):
+			return &os.PathError{Op: "fallocate", Path: h.f.Name(), Err: err}
+		}
+		for zeros := make([]byte, 64<<10); from < to; from += int64(len(zeros)) {
+			zeros = zeros[:min(int64(len(zeros)), to-from)]
+			if _, err := h.f.Write(zeros); err != nil {
+				return err
+			}
+		}
+		return h.Sync()
 	}
 }
 

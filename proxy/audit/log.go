@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"github.com/wardmesh/ward/proxy"
 )
 
@@ -34,14 +36,29 @@ type Log struct {
 	next  int64     // index of the next record
 	spare []buffers // to use again
 	full  error     // an ErrFull while the disk has no room
+	spent bool      // and while the reserve has none either
 	err   error     // why nothing is accepted any more
+	gap   gap       // what was turned away and is not yet told of
+
+	beats     atomic.Int64 // when the write that is under way began, Unix ns; 0 when there is none
+	took      atomic.Int64 // how long the last one took, ns
+	inReserve atomic.Int64 // bytes in the reserve
+	pointed   atomic.Pointer[tlog.Tree]
+
+	// spill, when it is set, takes over what is turned away, with those who wait for it.
+	spill func(err error, batches ...*batch)
 
 	// The rest belongs to the writer alone.
-	state  *state
-	wanted int // bytes for which there was no room
-	mode   os.FileMode
-	due    *time.Timer // for the next checkpoint
-	armed  bool
+	state   *state
+	had     *tlog.Tree // what was durable when the log failed; nil when it was never open
+	again   *time.Timer
+	backoff time.Duration
+	ctx     context.Context // ends when the log is to close
+	cancel  context.CancelFunc
+	wanted  int // bytes for which there was no room
+	mode    os.FileMode
+	due     *time.Timer // for the next checkpoint
+	armed   bool
 }
 
 // reserveChunk is how much room is asked of the file system at a time.
@@ -51,13 +68,26 @@ const reserveChunk = 1 << 20
 const flushBytes = 256 << 10
 
 func newLog(o Options, s *state, m *metrics) *Log {
-	l := &Log{o: o, m: m, state: s, mode: fileMode(o.Dir), next: s.tree.n, kick: make(chan struct{}, 1),
-		closing: make(chan struct{}), closed: make(chan struct{}), due: time.NewTimer(math.MaxInt64)}
+	l := &Log{o: o, m: m, kick: make(chan struct{}, 1), closing: make(chan struct{}), closed: make(chan struct{}),
+		due: time.NewTimer(math.MaxInt64), again: time.NewTimer(math.MaxInt64)}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.scratch.New = func() any { b := make([]byte, 0, 1024); return &b }
 	l.flush = time.AfterFunc(math.MaxInt64, l.wake)
+	if s != nil {
+		l.begin(s)
+	}
+	return l
+}
+
+// begin makes s the log that is appended to.
+func (l *Log) begin(s *state) {
+	l.state, l.mode = s, fileMode(l.o.Dir)
 	l.durable.Store(s.tree.n)
 	l.signed.Store(s.signed)
-	return l
+	l.pointed.Store(&s.last)
+	l.mu.Lock()
+	l.next = s.tree.n
+	l.mu.Unlock()
 }
 
 // Append adds r to the log; r may be used again at once. While the queue is full it waits up to Options.Patience for
@@ -88,7 +118,12 @@ func (l *Log) add(r *proxy.Record, patience func() (context.Context, context.Can
 	}
 	sum := frameSum(line)
 
-	b, room, err := l.queue(line, sum)
+	return l.enqueue(line, sum, r.Stage, Emergency(r), patience)
+}
+
+// enqueue queues an encoded record.
+func (l *Log) enqueue(line []byte, sum uint32, stage proxy.Stage, urgent bool, patience func() (context.Context, context.CancelFunc)) (proxy.Receipt, error) {
+	receipt, room, err := l.queue(line, sum, urgent)
 	if room != nil {
 		ctx, cancel := patience()
 		defer cancel()
@@ -98,99 +133,68 @@ func (l *Log) add(r *proxy.Record, patience func() (context.Context, context.Can
 			case <-ctx.Done():
 				return nil, fmt.Errorf("%w: %w", ErrBusy, context.Cause(ctx))
 			}
-			b, room, err = l.queue(line, sum)
+			receipt, room, err = l.queue(line, sum, urgent)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	l.m.count(r.Stage)
-	return b, nil
+	l.m.count(stage)
+	return receipt, nil
 }
 
 // queue puts an encoded record into the current batch. While there is no room it gives the channel that is closed when
 // there may be.
-func (l *Log) queue(line []byte, sum uint32) (b *batch, room <-chan struct{}, err error) {
+func (l *Log) queue(line []byte, sum uint32, urgent bool) (r *receipt, room <-chan struct{}, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err != nil {
+		l.gap.count++
 		return nil, nil, l.err
 	}
 	if l.full != nil {
 		l.wake() // to look again
-		return nil, nil, l.full
-	}
-	b = l.cur
-	if b == nil {
-		b = &batch{log: l, first: l.next, done: make(chan struct{}), taken: make(chan struct{})}
-		if n := len(l.spare); n > 0 {
-			b.buffers, l.spare = l.spare[n-1], l.spare[:n-1]
+		if !urgent || l.spent {
+			l.gap.count++
+			return nil, nil, l.full
 		}
-		l.cur = b
-		l.flush.Reset(l.o.FlushEvery)
 	}
-	if len(b.spans) >= l.o.QueueRecords || len(b.buf)+len(line)+64 > l.o.QueueBytes && len(b.spans) > 0 {
+	if b := l.cur; b != nil && (len(b.spans) >= l.o.QueueRecords || len(b.buf)+len(line)+64 > l.o.QueueBytes && len(b.spans) > 0) {
 		l.wake()
 		return nil, b.taken, nil
 	}
+	return l.put(line, sum, urgent), nil, nil
+}
+
+// put puts an encoded record into the current batch. l.mu is held.
+func (l *Log) put(line []byte, sum uint32, urgent bool) *receipt {
+	b := l.cur
+	if b == nil {
+		b = l.newBatch(l.next)
+		l.cur = b
+		l.flush.Reset(l.o.FlushEvery)
+	}
 	from := len(b.buf)
-	b.buf = appendFrame(b.buf, line, sum, l.next, l.durable.Load())
-	b.spans = append(b.spans, span{from, from + len(line)})
+	b.add(line, sum, l.next, l.durable.Load(), urgent)
 	l.next++
 	if from < flushBytes && len(b.buf) >= flushBytes {
 		l.wake()
 	}
-	return b, nil, nil
+	return b.receipt(l, urgent)
+}
+
+func (l *Log) newBatch(first int64) *batch {
+	b := &batch{first: first, taken: make(chan struct{})}
+	if n := len(l.spare); n > 0 {
+		b.buffers, l.spare = l.spare[n-1], l.spare[:n-1]
+	}
+	return b
 }
 
 func (l *Log) wake() {
 	select {
 	case l.kick <- struct{}{}:
 	default:
-	}
-}
-
-// batch is what one write and one fdatasync make durable together. It is the Receipt of each of its records.
-type batch struct {
-	log   *Log
-	first int64
-	buffers
-	wanted atomic.Bool
-	taken  chan struct{} // closed when the writer takes it
-	done   chan struct{} // closed when err is final
-	err    error
-}
-
-type buffers struct {
-	buf   []byte // lines
-	spans []span // of the records in buf
-}
-
-type span struct{ from, to int }
-
-// Wait returns nil once fdatasync has returned for the record, and an error when it never will: ErrFull, ErrFailed.
-// When ctx ends first, the record may still become durable.
-func (b *batch) Wait(ctx context.Context) error {
-	select {
-	case <-b.done:
-		return b.err
-	default:
-	}
-	if !b.wanted.Swap(true) {
-		b.log.wake()
-	}
-	select {
-	case <-b.done:
-		return b.err
-	case <-ctx.Done():
-		return fmt.Errorf("audit: waiting for the disk: %w", ctx.Err())
-	}
-}
-
-func (b *batch) finish(err error) {
-	if b != nil {
-		b.err = err
-		close(b.done)
 	}
 }
 
@@ -215,6 +219,7 @@ func (l *Log) Close() error {
 			l.err = ErrClosed
 		}
 		l.mu.Unlock()
+		l.cancel()
 		close(l.closing)
 	})
 	<-l.closed
@@ -231,13 +236,23 @@ type Status struct {
 	Queued   int   // waiting to be written
 	Capacity int   // the most that may wait
 	Err      error // why it accepts nothing, else nil
+
+	// Latency is how long the write that is under way has taken so far, or else the last one: what a slow disk costs
+	// every call.
+	Latency time.Duration
+	Refused int64 // records that were turned away since the log last took any
+	Reserve int64 // bytes that are allocated for emergencies, of Options.Reserve
 }
 
 // Status tells how the log does.
 func (l *Log) Status() Status {
 	err := l.Err()
+	latency := time.Duration(l.took.Load())
+	if began := l.beats.Load(); began != 0 {
+		latency = max(latency, time.Since(time.Unix(0, began)))
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Status{Records: l.durable.Load(), Signed: l.signed.Load(), Queued: int(l.next - l.durable.Load()),
-		Capacity: l.o.QueueRecords, Err: err}
+	return Status{Records: l.durable.Load(), Signed: l.signed.Load(), Queued: int(max(0, l.next-l.durable.Load())),
+		Capacity: l.o.QueueRecords, Err: err, Latency: latency, Refused: l.gap.count, Reserve: l.inReserve.Load()}
 }

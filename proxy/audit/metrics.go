@@ -20,6 +20,7 @@ type metrics struct {
 	size, signed    prometheus.Gauge
 	failed, full    prometheus.Gauge
 	cacheLost       prometheus.Gauge
+	reserve         prometheus.Gauge
 }
 
 func newMetrics(registry prometheus.Registerer) (*metrics, error) {
@@ -42,11 +43,12 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 			Help: "Time to write and sync one batch of audit records.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
 		size:      gauge("ward_audit_durable_records", "Records that are durable in the audit log."),
 		signed:    gauge("ward_audit_signed_records", "Records that a signed checkpoint of the audit log covers."),
-		failed:    gauge("ward_audit_failed", "1 when the audit log has failed and refuses everything until it is reopened."),
+		failed:    gauge("ward_audit_failed", "1 while the audit log has failed and refuses everything until it could open itself anew."),
+		reserve:   gauge("ward_audit_reserve_bytes", "Bytes that are allocated for the records of emergencies."),
 		full:      gauge("ward_audit_full", "1 while the audit log refuses records because its disk has no room."),
 		cacheLost: gauge("ward_audit_hashes_lost", "1 when the audit log's hashes file cannot be written; it is made again at the next start."),
 	}
-	m.collectors = []prometheus.Collector{records, m.rotations, m.torn, m.commits, m.size, m.signed, m.failed, m.full, m.cacheLost}
+	m.collectors = []prometheus.Collector{records, m.rotations, m.torn, m.commits, m.size, m.signed, m.failed, m.full, m.cacheLost, m.reserve}
 	for i, c := range m.collectors {
 		if err := registry.Register(c); err != nil {
 			m.collectors = m.collectors[:i]

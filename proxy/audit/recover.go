@@ -18,7 +18,9 @@ import (
 type state struct {
 	key         *Key
 	tree        *tree
-	signed      int64 // records that the last checkpoint covers
+	signed      int64     // records that the last checkpoint covers
+	last        tlog.Tree // what it says
+	reserve     *reserve
 	segment     *appender
 	checkpoints *appender
 	torn        int64 // bytes moved aside
@@ -28,6 +30,7 @@ func (s *state) close() {
 	s.tree.close()
 	s.segment.Close()
 	s.checkpoints.Close()
+	s.reserve.close()
 }
 
 // recovery is one opening of a log, from the files to a state.
@@ -42,10 +45,11 @@ type recovery struct {
 	size     int64 // of the last segment
 	tidy     []func() error
 	torn     int64 // bytes moved aside
+	existing bool  // no new log may be made
 }
 
-func recoverLog(ctx context.Context, o Options) (*state, error) {
-	r := &recovery{Options: o, mode: fileMode(o.Dir)}
+func recoverLog(ctx context.Context, o Options, existing bool) (*state, error) {
+	r := &recovery{Options: o, mode: fileMode(o.Dir), existing: existing}
 	if err := checkFiles(o.Dir); err != nil {
 		return nil, err
 	}
@@ -56,6 +60,9 @@ func recoverLog(ctx context.Context, o Options) (*state, error) {
 		return nil, err
 	}
 	if len(r.segments) == 0 {
+		if r.existing {
+			return nil, fmt.Errorf("audit: %s: the log is not there", o.Dir)
+		}
 		return r.begin()
 	}
 	if err := r.checkChain(); err != nil {
@@ -340,12 +347,13 @@ func (r *recovery) resume(t *tree) (*state, error) {
 	if err != nil {
 		return nil, err
 	}
+	seg.first = s.first
 	points, err := r.openCheckpoints(false)
 	if err != nil {
 		seg.Close()
 		return nil, err
 	}
-	return &state{key: r.key, tree: t, signed: r.last.N, segment: seg, checkpoints: points, torn: r.torn}, nil
+	return &state{key: r.key, tree: t, signed: r.last.N, last: r.last.Tree, segment: seg, checkpoints: points, torn: r.torn}, nil
 }
 
 // begin makes a new log: first a checkpoint over nothing, so that a log without checkpoints is never a good one, then
@@ -376,7 +384,7 @@ func (r *recovery) begin() (*state, error) {
 			return nil, err
 		}
 	}
-	seg, err := createSegment(&r.Options, r.mode, tlog.Tree{Hash: t.root()})
+	seg, err := createSegment(&r.Options, r.MinFree, r.mode, tlog.Tree{Hash: t.root()})
 	if err == nil {
 		err = r.FS.SyncDir(filepath.Dir(r.Dir))
 	}
@@ -385,7 +393,7 @@ func (r *recovery) begin() (*state, error) {
 		t.close()
 		return nil, err
 	}
-	return &state{key: r.key, tree: t, segment: seg, checkpoints: points, torn: r.torn}, nil
+	return &state{key: r.key, tree: t, last: tlog.Tree{Hash: t.root()}, segment: seg, checkpoints: points, torn: r.torn}, nil
 }
 
 func (r *recovery) openCheckpoints(create bool) (*appender, error) {

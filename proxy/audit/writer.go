@@ -2,7 +2,6 @@ package audit
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -20,9 +19,14 @@ func (l *Log) run() {
 		case <-l.due.C:
 			l.armed = false
 			l.slim()
+			l.refill()
 			l.sign()
+		case <-l.again.C:
+			l.reopen()
 		case <-l.closing:
-			l.commit(l.take())
+			for b := l.take(); b != nil; b = l.take() { // what is rescued of one batch stands in the next
+				l.commit(b)
+			}
 			l.shut()
 			return
 		}
@@ -31,6 +35,9 @@ func (l *Log) run() {
 
 // settle signs what an earlier process left unsigned.
 func (l *Log) settle() {
+	if l.state == nil {
+		return
+	}
 	l.m.setSize(l.durable.Load(), l.signed.Load())
 	if l.durable.Load() > l.signed.Load() {
 		l.sign()
@@ -54,8 +61,10 @@ func (l *Log) take() *batch {
 
 // commit makes b durable and lets its waiters go; the tree grows after that, while the next batch gathers.
 func (l *Log) commit(b *batch) {
-	if l.failed() {
-		b.finish(l.Err())
+	if l.state == nil {
+		if b != nil {
+			l.turnAway(l.Err(), b)
+		}
 		return
 	}
 	if b == nil {
@@ -64,13 +73,20 @@ func (l *Log) commit(b *batch) {
 	}
 	err := l.makeRoom(len(b.buf))
 	if errors.Is(err, ErrFull) {
-		l.refuse(b, err)
-		return
+		if b.plain != nil {
+			l.refuse(b, err)
+			return
+		}
+		l.setFull(err, len(b.buf))
+		if err = l.useReserve(len(b.buf)); errors.Is(err, ErrFull) {
+			l.spend(b, err)
+			return
+		}
+	} else if err == nil {
+		l.roomAgain()
 	}
 	if err == nil {
-		began := time.Now()
-		err = l.state.segment.append(b.buf)
-		l.m.commits.Observe(time.Since(began).Seconds())
+		err = l.write(b.buf)
 	}
 	if err != nil {
 		l.fail(b, err)
@@ -83,12 +99,24 @@ func (l *Log) commit(b *batch) {
 		l.state.tree.add(b.buf[s.from:s.to])
 	}
 	l.recycle(b)
-	if l.durable.Load()-l.signed.Load() >= l.o.CheckpointRecords {
+	if l.durable.Load()-l.signed.Load() >= l.o.CheckpointRecords && !l.isFull() {
 		l.sign()
 	} else if !l.armed {
 		l.armed = true
 		l.due.Reset(l.o.CheckpointEvery)
 	}
+}
+
+// write appends b to the segment, and lets Status see how long it takes.
+func (l *Log) write(b []byte) error {
+	began := time.Now()
+	l.beats.Store(began.UnixNano())
+	err := l.state.segment.append(b)
+	took := time.Since(began)
+	l.took.Store(int64(took))
+	l.beats.Store(0)
+	l.m.commits.Observe(took.Seconds())
+	return err
 }
 
 // recycle keeps b's buffers for a later batch: two, since one batch gathers while another is written.
@@ -115,7 +143,7 @@ func (l *Log) makeRoom(n int) error {
 			return err
 		}
 	}
-	return l.state.segment.room(&l.o, n, min(reserveChunk, l.o.SegmentSize))
+	return l.state.segment.room(&l.o, l.keep(), n, min(reserveChunk, l.o.SegmentSize))
 }
 
 // rotate ends the segment: signed and its hashes written, before the next one's header names its root.
@@ -126,7 +154,7 @@ func (l *Log) rotate() error {
 	}
 	l.state.tree.sync()
 	t := tlog.Tree{N: l.state.tree.n, Hash: l.state.tree.root()}
-	next, err := createSegment(&l.o, l.mode, t)
+	next, err := createSegment(&l.o, l.keep(), l.mode, t)
 	if err != nil {
 		return err
 	}
@@ -140,7 +168,7 @@ func (l *Log) rotate() error {
 
 // sign makes a checkpoint; while the disk is full it is put off.
 func (l *Log) sign() {
-	if l.failed() {
+	if l.state == nil {
 		return
 	}
 	err := l.checkpoint()
@@ -159,94 +187,39 @@ func (l *Log) checkpoint() error {
 	if t.n == l.signed.Load() {
 		return nil
 	}
-	t.flush()
-	if t.lost != nil {
-		l.m.cacheLost.Set(1)
-	}
-	line, err := signCheckpoint(l.state.key, l.o.Origin, tlog.Tree{N: t.n, Hash: t.root()}, time.Now())
+	point := tlog.Tree{N: t.n, Hash: t.root()}
+	line, err := signCheckpoint(l.state.key, l.o.Origin, point, time.Now())
 	if err != nil {
 		return err
 	}
-	if err := l.state.checkpoints.room(&l.o, len(line), 64<<10); err != nil {
+	if err := l.state.checkpoints.room(&l.o, l.keep(), len(line), 64<<10); err != nil {
 		return err
+	}
+	t.flush()
+	if t.lost != nil {
+		l.m.cacheLost.Set(1)
 	}
 	if err := l.state.checkpoints.append(line); err != nil {
 		return err
 	}
 	l.signed.Store(t.n)
+	l.pointed.Store(&point)
 	l.m.setSize(l.durable.Load(), t.n)
 	return nil
-}
-
-// refuse turns away b and what came after it, because the disk is full. Nothing of them was written, so the log stays
-// good; the next record takes b's place once there is room.
-func (l *Log) refuse(b *batch, err error) {
-	l.wanted = len(b.buf)
-	l.mu.Lock()
-	after := l.cur
-	l.cur, l.next, l.full = nil, b.first, err
-	l.mu.Unlock()
-	l.turnAway(b, after, err)
-	l.m.full.Set(1)
-	l.o.Logger.Error("the audit log accepts nothing until its disk has room", zap.Error(err))
-}
-
-// retry looks whether there is room again. Records that are turned away ask for it.
-func (l *Log) retry() {
-	l.mu.Lock()
-	full := l.full != nil
-	l.mu.Unlock()
-	if !full {
-		return
-	}
-	err := l.makeRoom(l.wanted)
-	if err != nil && !errors.Is(err, ErrFull) {
-		l.fail(nil, err)
-		return
-	}
-	l.mu.Lock()
-	l.full = err
-	l.mu.Unlock()
-	if err == nil {
-		l.m.full.Set(0)
-		l.o.Logger.Info("the audit log has room again")
-	}
-}
-
-// fail ends all appending until the log is opened anew.
-func (l *Log) fail(b *batch, cause error) {
-	err := fmt.Errorf("%w: %w", ErrFailed, cause)
-	l.mu.Lock()
-	after := l.cur
-	l.cur = nil
-	l.err = err
-	l.mu.Unlock()
-	l.turnAway(b, after, err)
-	l.m.failed.Set(1)
-	l.o.Logger.Error("the audit log has failed; every call that must be recorded is refused until it is reopened", zap.Error(cause))
-}
-
-func (l *Log) turnAway(b, after *batch, err error) {
-	b.finish(err)
-	if after != nil {
-		close(after.taken)
-		after.finish(err)
-	}
 }
 
 // shut signs, closes the files and gives up the lock.
 func (l *Log) shut() {
 	l.flush.Stop()
-	l.due.Stop()
+	l.again.Stop()
 	l.sign()
-	if l.failed() { // the files stay exactly as they are
-		l.state.close()
-	} else {
+	l.due.Stop()
+	if l.state != nil {
 		l.state.tree.sync()
-		if err := errors.Join(l.state.tree.close(), l.state.segment.finish(), l.state.checkpoints.finish()); err != nil {
+		if err := errors.Join(l.state.tree.close(), l.state.segment.finish(), l.state.checkpoints.finish(), l.state.reserve.close()); err != nil {
 			l.o.Logger.Warn("closing the audit log's files", zap.Error(err))
 		}
+		l.lock.Close()
 	}
 	l.m.unregister()
-	l.lock.Close()
 }
