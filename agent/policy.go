@@ -16,7 +16,9 @@ import (
 )
 
 type policyCommands struct {
-	Explain explainCommand `cmd:"" help:"Say why a call was decided as it was."`
+	Explain  explainCommand  `cmd:"" help:"Say why a call was decided as it was."`
+	Observed observedCommand `cmd:"" help:"Say what enforcing would have refused, of services that are only observed."`
+	Replay   replayCommand   `cmd:"" help:"Say what other policies would have changed on recorded calls."`
 }
 
 type explainCommand struct {
@@ -30,9 +32,14 @@ func (cmd explainCommand) Run(c *console) error {
 	if err != nil {
 		return err
 	}
-	records, err := audit.Find(c.ctx, cfg.Audit.Dir, cmd.Decision)
-	if err != nil {
-		return err
+	dirs := trails(cfg)
+	var records []proxy.Record
+	for _, dir := range dirs {
+		some, err := audit.Find(c.ctx, dir, cmd.Decision)
+		if err != nil {
+			return err
+		}
+		records = append(records, some...)
 	}
 	decisions := map[string][]proxy.Record{}
 	var ids []string
@@ -44,7 +51,7 @@ func (cmd explainCommand) Run(c *console) error {
 	}
 	switch len(ids) {
 	case 0:
-		return fmt.Errorf("no decision %s in %s; was the call made through this host? (ward audit tail)", audit.Escape(cmd.Decision), cfg.Audit.Dir)
+		return fmt.Errorf("no decision %s in %s; was the call made through this host? (ward audit tail)", audit.Escape(cmd.Decision), strings.Join(dirs, " or "))
 	case 1:
 		return explain(c.out, cfg, decisions[ids[0]])
 	}
@@ -58,6 +65,14 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 	verdict := map[string]string{"allow": "ALLOWED", "deny": "REFUSED", "error": "FAILED"}[last.Effect]
 	if verdict == "" {
 		verdict = "RELAYED"
+	}
+	would := last.Would
+	if would != nil && last.Cause == "" {
+		verdict = map[string]string{"deny": "WOULD REFUSE", "error": "WOULD FAIL", proxy.EffectNarrow: "WOULD NARROW"}[would.Effect]
+		if would.Status != 0 {
+			verdict += fmt.Sprintf(" %d", would.Status)
+		}
+		verdict += "; only observed, and answered"
 	}
 	fmt.Fprintf(&b, "%s %d  %s", verdict, last.Status, first.Time.UTC().Format(time.RFC3339))
 	if first.PolicySet != "" {
@@ -88,6 +103,16 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 	if last.Cause != "" && last.Cause != proxy.CausePolicy {
 		fmt.Fprintf(&b, "stopped at %s: %s\n", audit.Escape(string(last.Cause)), audit.Escape(last.Detail))
 	}
+	if would != nil {
+		if would.Cause != "" && would.Cause != proxy.CausePolicy {
+			fmt.Fprintf(&b, "enforcing would have stopped at %s: %s\n", audit.Escape(string(would.Cause)), audit.Escape(would.Detail))
+		} else if would.Cause == "" {
+			fmt.Fprintf(&b, "enforcing would have narrowed the search %s, and the reply is within it\n", audit.Escape(would.Detail))
+		}
+		for _, c := range would.Also {
+			fmt.Fprintf(&b, "and then at %s\n", audit.Escape(string(c)))
+		}
+	}
 	if last.Peer != "" && last.Stage == proxy.StageEgress {
 		fmt.Fprintf(&b, "decided by the service's own ward: %s\n", audit.Escape(last.Peer))
 	}
@@ -102,7 +127,8 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 		if err != nil {
 			return err
 		}
-		if r.Effect == proxy.Allow.String() || r.Cause == proxy.CausePolicy {
+		limited := would != nil && would.Cause == proxy.CauseLimit
+		if (r.Effect == proxy.Allow.String() || r.Cause == proxy.CausePolicy) && !limited {
 			if _, err := io.WriteString(w, "reached decide; caller, token and limits passed\n"); err != nil {
 				return err
 			}
