@@ -23,7 +23,7 @@ import (
 //	0  attest · proxy/fhir · proxy/wire, with what lies beneath them
 //	1  workload (may import attest) · proxy (may import proxy/fhir and proxy/wire)
 //	2  sub-packages: their own root and floor 0 of their own tree, never a sibling
-//	3  agent/config, agent/authority, agent/admin: nothing of Ward
+//	3  agent/config, agent/authority, agent/admin: nothing of Ward · agent/sandbox, which says what a config needs: agent/config
 //	4  agent/daemon, which alone joins the trees · agent/up, which alone may import the examples · agent/doctor, which
 //	   looks from outside and stands on agent/config and agent/admin alone
 //	5  agent
@@ -84,6 +84,8 @@ func allowed(from, to string) (rule string, ok bool) {
 		return "agent/doctor compares config with the host and with what daemons say: it imports agent/config and agent/admin", to == "agent/config" || to == "agent/admin"
 	case within(from, "agent/daemon"), within(from, "agent/up"):
 		return "floor 4 stands below package main", to != "agent" // and the demonstration runs the daemon
+	case from == "agent/sandbox":
+		return "agent/sandbox imports agent/config and nothing else of Ward", to == "agent/config"
 	case tree == "agent":
 		return "floor 3 (agent/config, agent/authority, agent/admin) imports nothing else of Ward: agent/daemon joins it with the rest", unit(from) == unit(to)
 	case ground(from) != "":
@@ -193,6 +195,7 @@ func TestFloorRules(t *testing.T) {
 		{"agent/daemon", "proxy/audit", true, true},
 		{"agent/up", "agent/daemon", true, true},
 		{"agent/up", "examples/demo/provider", true, true},
+		{"agent/sandbox", "agent/config", true, true},
 		{"agent", "agent/up", true, true},
 		{"examples/interop", "examples/interop/server", true, true},
 
@@ -208,6 +211,7 @@ func TestFloorRules(t *testing.T) {
 		{"proxy", "workload", false, false},
 		{"proxy/bind", "attest", false, false},
 		{"proxy/audit", "agent/config", false, false},
+		{"agent/sandbox", "agent/authority", false, true},
 		{"agent/config", "proxy", false, false},
 		{"agent/config", "agent/admin", false, false},
 		{"agent/authority", "workload", false, true},
