@@ -25,6 +25,7 @@ import (
 const (
 	childDir  = "WARD_TEST_AUTHORITY_DIR"
 	childStep = "WARD_TEST_AUTHORITY_STEP"
+	childTurn = "WARD_TEST_AUTHORITY_TURN" // set: the child rotates its CA instead of issuing
 )
 
 func TestMain(m *testing.M) {
@@ -57,6 +58,9 @@ func child(dir, dieAt string) {
 		fail(err)
 	}
 	say("ca", a.X509Bundle().X509Authorities()[0].Raw)
+	if os.Getenv(childTurn) != "" {
+		turn(a, say, fail)
+	}
 	for range 8 {
 		go func() {
 			for {
