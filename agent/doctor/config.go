@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/user"
 	"strconv"
 
 	"github.com/wardmesh/ward/agent/config"
@@ -107,10 +106,22 @@ func plural(n int, noun string) string {
 	return strconv.Itoa(n) + " " + noun + "s"
 }
 
-// userName is a uid as people know it.
-func userName(uid uint32) string {
-	if u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10)); err == nil {
-		return "uid " + u.Uid + " (" + u.Username + ")"
+// userName is a uid as people know it. Users from directories elsewhere stay numbers.
+func (h Host) userName(uid uint32) string {
+	text := "uid " + strconv.FormatUint(uint64(uid), 10)
+	if name := h.loginName(uid); name != "" {
+		text += " (" + name + ")"
 	}
-	return "uid " + strconv.FormatUint(uint64(uid), 10)
+	return text
+}
+
+// loginName is the user's name in /etc/passwd, the first by the alphabet where several share the uid.
+func (h Host) loginName(uid uint32) string {
+	found := ""
+	for name, u := range readUsers(h.in("/etc/passwd")) {
+		if u.uid == uid && (found == "" || name < found) {
+			found = name
+		}
+	}
+	return found
 }

@@ -2,8 +2,6 @@ package doctor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,12 +15,10 @@ import (
 	"github.com/wardmesh/ward/agent/config"
 )
 
-// status is what a daemon says of itself. The fields after the first are said by some versions and roles only, and
-// are zero where nothing is said.
+// status is what a daemon says of itself. What only some versions and roles say is zero elsewhere.
 type status struct {
 	admin.Status
-	ConfigHash string `json:"config_hash"` // Fingerprint of what it runs
-	Audit      trail  `json:"audit"`
+	Audit trail `json:"audit"`
 }
 
 type trail struct {
@@ -73,6 +69,22 @@ func (x *examination) daemons(ctx context.Context) []role {
 	return x.roles
 }
 
+// title is the role as it calls itself: on the socket of one role another can answer that holds it (run, proxy).
+func (r role) title() string {
+	if r.status != nil && r.status.Role != "" {
+		return r.status.Role
+	}
+	return string(r.name)
+}
+
+// unit is the role's unit.
+func (r role) unit() string {
+	if r.title() == string(config.RoleRun) {
+		return "ward.service"
+	}
+	return "ward-" + r.title() + ".service"
+}
+
 // answering is the roles whose status is known.
 func (x *examination) answering(ctx context.Context) []role {
 	return slices.DeleteFunc(slices.Clone(x.daemons(ctx)), func(r role) bool { return r.status == nil })
@@ -97,7 +109,7 @@ func rolesAnswer(ctx context.Context, x *examination) []Finding {
 	var out []Finding
 	for _, r := range x.daemons(ctx) {
 		if r.status == nil && !r.absent && !r.denied {
-			out = append(out, fail("ward "+string(r.name)+" does not answer on "+r.socket, "its part of Ward is down", "systemctl status ward-"+string(r.name)+"; systemctl restart ward-"+string(r.name)))
+			out = append(out, fail("ward "+r.title()+" does not answer on "+r.socket, "its part of Ward is down", "systemctl status "+r.unit()+"; systemctl restart "+r.unit()))
 		}
 	}
 	return out
@@ -107,37 +119,33 @@ func oneVersion(ctx context.Context, x *examination) []Finding {
 	var out []Finding
 	for _, r := range x.answering(ctx) {
 		if r.status.Version != x.Version {
-			out = append(out, warn(fmt.Sprintf("ward %s runs version %s; this program is %s", r.name, r.status.Version, x.Version), "an upgrade has not reached it, or this is not the installed program",
-				"systemctl restart ward-"+string(r.name)))
+			out = append(out, warn(fmt.Sprintf("ward %s runs version %s; this program is %s", r.title(), r.status.Version, x.Version), "an upgrade has not reached it, or this is not the installed program",
+				"systemctl restart "+r.unit()))
 		}
 	}
 	return out
 }
 
-// runsThisConfig compares what runs with what is on disk: by fingerprint where the daemon gives one, and else by
+// runsThisConfig compares what runs with what is on disk: by its digest where the daemon gives one, and else by
 // whether a file is younger than the daemon.
 func runsThisConfig(ctx context.Context, x *examination) []Finding {
 	files, err := configFiles(x.Path)
 	if err != nil {
 		return skip("cannot read the config's files")
 	}
-	here, err := Fingerprint(x.Path)
-	if err != nil {
-		return skip("cannot read the config's files")
-	}
 	var out []Finding
 	for _, r := range x.answering(ctx) {
 		const means = "what is on disk is not what decides; a restart would change it"
-		mend := "systemctl reload ward-" + string(r.name) + ", or see in its log why it refused the config"
-		if r.status.ConfigHash != "" {
-			if r.status.ConfigHash != here {
-				out = append(out, warn("ward "+string(r.name)+" runs a config other than "+x.Path, means, mend))
+		mend := "systemctl reload " + r.unit() + ", or see in its log why it refused the config"
+		if r.status.Config != "" {
+			if r.status.Config != x.cfg.Digest() {
+				out = append(out, warn("ward "+r.title()+" runs a config other than "+x.Path, means, mend))
 			}
 			continue
 		}
 		for _, f := range files {
 			if info, err := os.Stat(f); err == nil && info.ModTime().After(r.status.Started) {
-				out = append(out, warn(fmt.Sprintf("%s was changed after ward %s started", f, r.name), means, mend))
+				out = append(out, warn(fmt.Sprintf("%s was changed after ward %s started", f, r.title()), means, mend))
 				break
 			}
 		}
@@ -160,30 +168,11 @@ func configFiles(path string) ([]string, error) {
 	return files, nil
 }
 
-// Fingerprint is the SHA-256 of a config's files, their names and contents, in hex: two daemons with the same
-// fingerprint run the same config.
-func Fingerprint(path string) (string, error) {
-	files, err := configFiles(path)
-	if err != nil {
-		return "", err
-	}
-	h := sha256.New()
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			return "", err
-		}
-		fmt.Fprintf(h, "%q %d\n", filepath.Base(f), len(b))
-		h.Write(b)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
 func trailWorks(ctx context.Context, x *examination) []Finding {
 	var out []Finding
 	for _, r := range x.answering(ctx) {
 		if r.status.Audit.Error != "" {
-			out = append(out, fail(fmt.Sprintf("the audit log of ward %s takes no records: %s", r.name, r.status.Audit.Error), "what cannot be recorded does not happen: calls are refused",
+			out = append(out, fail(fmt.Sprintf("the audit log of ward %s takes no records: %s", r.title(), r.status.Audit.Error), "what cannot be recorded does not happen: calls are refused",
 				"df -h "+quoted(r.status.Audit.Dir)+"; free space there, or mend the disk"))
 		}
 	}
@@ -198,13 +187,13 @@ func pressure(ctx context.Context, x *examination) []Finding {
 	for _, r := range x.answering(ctx) {
 		a := r.status.Audit
 		if a.Second {
-			out = append(out, warn(fmt.Sprintf("ward %s records into its second audit log", r.name), "the first one failed, and there is none left behind this one", "df -h "+quoted(a.Dir)+"; mend that disk"))
+			out = append(out, warn(fmt.Sprintf("ward %s records into its second audit log", r.title()), "the first one failed, and there is none left behind this one", "df -h "+quoted(a.Dir)+"; mend that disk"))
 		}
 		if a.ReserveUsed {
-			out = append(out, fail(fmt.Sprintf("ward %s records into the emergency reserve", r.name), "only emergency treatment and break-glass are served", "df -h "+quoted(a.Dir)+"; free space there"))
+			out = append(out, fail(fmt.Sprintf("ward %s records into the emergency reserve", r.title()), "only emergency treatment and break-glass are served", "df -h "+quoted(a.Dir)+"; free space there"))
 		}
 		if a.Folded > manyFolded {
-			out = append(out, warn(fmt.Sprintf("ward %s has folded %d refusals into summaries", r.name, a.Folded), "somebody is refused far more often than is recorded one by one: an application in a loop, or an attack",
+			out = append(out, warn(fmt.Sprintf("ward %s has folded %d refusals into summaries", r.title(), a.Folded), "somebody is refused far more often than is recorded one by one: an application in a loop, or an attack",
 				"ward audit tail, and look for the caller that is refused"))
 		}
 	}
@@ -216,7 +205,7 @@ func problems(ctx context.Context, x *examination) []Finding {
 	var out []Finding
 	for _, r := range x.answering(ctx) {
 		for _, p := range r.status.Problems {
-			out = append(out, warn("ward "+string(r.name)+" reports: "+p, "it is degraded", "ward status --socket "+quoted(r.socket)))
+			out = append(out, warn("ward "+r.title()+" reports: "+p, "it is degraded", "ward status --socket "+quoted(r.socket)))
 		}
 	}
 	return out

@@ -35,6 +35,8 @@ type Found struct {
 	Domain  string   `json:"domain"` // this host's, a guess at the trust domain
 	Probed  bool     `json:"probed"`
 	Servers []Server `json:"servers"`
+
+	taken map[uint16]bool // ports on which something listens
 }
 
 // Server is a process that listens and may be a FHIR server.
@@ -53,6 +55,7 @@ type Server struct {
 // Party is the processes of one user in one unit.
 type Party struct {
 	UID   uint32 `json:"uid"`
+	User  string `json:"user,omitempty"`
 	Known bool   `json:"known"` // who it is has been seen; otherwise UID means nothing
 	Unit  string `json:"unit,omitempty"`
 	Name  string `json:"name,omitempty"`
@@ -87,7 +90,12 @@ func Discover(ctx context.Context, h Host, o DiscoverOptions) (*Found, error) {
 		d.local[s.Local.Addr()] = true
 	}
 	d.held = socketHolders(ctx, h.Proc, d.processes, inodes)
-	f := &Found{Schema: DiscoverSchema, Domain: domain(), Probed: o.Probe, Servers: d.servers(ctx)}
+	f := &Found{Schema: DiscoverSchema, Domain: domain(), Probed: o.Probe, Servers: d.servers(ctx), taken: map[uint16]bool{}}
+	for _, s := range sockets {
+		if s.Listening {
+			f.taken[s.Local.Port()] = true
+		}
+	}
 	if o.Probe {
 		for i := range f.Servers {
 			f.Servers[i].probe(ctx)
@@ -185,7 +193,7 @@ func (d *discovery) unixServers(ctx context.Context) []Server {
 		}
 		who := Party{}
 		if held := socketHolders(ctx, d.host.Proc, d.processes, []uint64{l.Inode})[l.Inode]; len(held) > 0 {
-			who = Party{UID: held[0].UID, Known: true, Unit: held[0].Unit, Name: held[0].Name}
+			who = Party{UID: held[0].UID, User: d.host.loginName(held[0].UID), Known: true, Unit: held[0].Unit, Name: held[0].Name}
 		}
 		if who.Name == "ward" {
 			continue
@@ -200,8 +208,10 @@ func (d *discovery) party(s Socket) Party {
 	out := Party{UID: s.UID, Known: true}
 	if held := d.held[s.Inode]; len(held) > 0 {
 		out.UID, out.Unit, out.Name = held[0].UID, held[0].Unit, held[0].Name
+		out.User = d.host.loginName(out.UID)
 		return out
 	}
+	out.User = d.host.loginName(out.UID)
 	var units []string
 	for _, p := range d.processes {
 		if p.UID == s.UID && p.Unit != "" && !slices.Contains(units, p.Unit) {

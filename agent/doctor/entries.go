@@ -8,18 +8,6 @@ import (
 	"slices"
 )
 
-func neverStrong(_ context.Context, x *examination) []Finding {
-	var out []Finding
-	for i, w := range x.cfg.Workloads {
-		if _, weak := selector(w.Select, "systemd.user_unit"); weak && w.MinStrength == "strong" {
-			out = append(out, fail(w.ID.Path()+" asks for strong attestation and selects by systemd.user_unit",
-				"a user names the units of their own manager, so such a match is weak and this entry matches no process",
-				"remove systemd.user_unit or min_strength at "+x.at(fmt.Sprintf("workloads[%d]", i))))
-		}
-	}
-	return out
-}
-
 // sharedUser looks for entries whose one boundary is a user in whose name other programs run as well.
 func sharedUser(_ context.Context, x *examination) []Finding {
 	var out []Finding
@@ -40,7 +28,7 @@ func sharedUser(_ context.Context, x *examination) []Finding {
 			}
 		}
 		if slices.Sort(units); len(units) > 1 {
-			out = append(out, warn(fmt.Sprintf("%s selects by %s alone, who runs %s", w.ID.Path(), userName(uid), some(units)), "each of these units gets this identity", edit))
+			out = append(out, warn(fmt.Sprintf("%s selects by %s alone, who runs %s", w.ID.Path(), x.host.userName(uid), some(units)), "each of these units gets this identity", edit))
 		}
 	}
 	return out

@@ -2,7 +2,6 @@ package doctor
 
 import (
 	"fmt"
-	"os/user"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -34,7 +33,7 @@ func (f *Found) Propose(now time.Time) []byte {
 		}
 	}
 	p.entries(servers)
-	p.services(servers, now)
+	p.services(servers, f.taken, now)
 	if len(others) > 0 {
 		p.line("")
 		p.line("# Not proposed, for nothing says that it is FHIR (ward doctor --discover --probe asks for /metadata):")
@@ -83,14 +82,17 @@ func (p *proposal) entries(servers []Server) {
 	p.line("%s", strings.Join(lines, "\n"))
 }
 
-func (p *proposal) services(servers []Server, now time.Time) {
+func (p *proposal) services(servers []Server, taken map[uint16]bool, now time.Time) {
 	if len(servers) == 0 {
 		p.line("services: [] # no FHIR server was found on this host")
 		return
 	}
 	p.line("services:")
-	for i, s := range servers {
-		name, port := p.unique(slug(s.Who)), 8443+i
+	port := uint16(8442)
+	for _, s := range servers {
+		name := p.unique(slug(s.Who))
+		for port++; taken[port]; port++ {
+		}
 		var callers []string
 		for _, c := range s.Callers {
 			callers = append(callers, p.workloads[c.key()])
@@ -147,7 +149,10 @@ func whose(p Party) string {
 	if !p.Known {
 		return " (whose it is needs root)"
 	}
-	out := " (" + plain(userName(p.UID))
+	out := " (uid " + strconv.FormatUint(uint64(p.UID), 10)
+	if p.User != "" {
+		out += " " + plain(p.User)
+	}
 	if p.Unit != "" {
 		out += ", " + plain(p.Unit)
 	}
@@ -163,10 +168,8 @@ func slug(p Party) string {
 	if name == "" {
 		name = p.Name
 	}
-	if name == "" && p.Known {
-		if u, err := user.LookupId(strconv.FormatUint(uint64(p.UID), 10)); err == nil {
-			name = u.Username
-		}
+	if name == "" {
+		name = p.User
 	}
 	name = strings.Trim(regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(strings.ToLower(name), "-"), "-")
 	if len(name) > 40 {

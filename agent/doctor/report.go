@@ -111,7 +111,7 @@ func Bundle(ctx context.Context, r *Report) BugReport {
 		if role.absent {
 			continue
 		}
-		d := BugDaemon{Role: string(role.name)}
+		d := BugDaemon{Role: role.title()}
 		if s := role.status; s != nil {
 			d = BugDaemon{Role: d.Role, Answers: true, Version: s.Version, Started: s.Started, Entries: s.Identity.Entries, Workloads: s.Identity.Workloads,
 				EarliestEnd: s.Identity.EarliestEnd, CAEnds: s.Authority.CAEnds, Allowed: s.Calls.Allowed, Refused: s.Calls.Refused, Errors: s.Calls.Errors,

@@ -22,7 +22,6 @@ const (
 	codeServerElsewhere = "W0906"
 
 	codeKernel      = "W0911"
-	codeNeverStrong = "W0912"
 	codeSharedUser  = "W0913"
 	codeInterpreter = "W0914"
 	codeCgroup      = "W0915"
@@ -74,7 +73,6 @@ func checks() []check {
 		{codeServerElsewhere, "bypass", "no FHIR server listens on other ports of the network", on(codeConfig), false, false, serverElsewhere},
 
 		{codeKernel, "attestation", "the kernel pins the processes that connect", nil, false, false, kernelPins},
-		{codeNeverStrong, "attestation", "every entry that asks for strong attestation can match", on(codeConfig), false, false, neverStrong},
 		{codeSharedUser, "attestation", "no entry takes a user that several units share", on(codeConfig), false, false, sharedUser},
 		{codeInterpreter, "attestation", "no entry takes an interpreter for a program", on(codeConfig), false, false, interpreter},
 		{codeCgroup, "attestation", "the kernel tells units apart", nil, false, false, cgroupTwo},

@@ -233,7 +233,7 @@ func upstreamProcess(ctx context.Context, x *examination) []Finding {
 		for _, i := range inodes {
 			uid, known := owners[i]
 			if byUser && known && uid != wantUID {
-				wrong(userName(uid), userName(wantUID))
+				wrong(x.host.userName(uid), x.host.userName(wantUID))
 				continue
 			}
 			if len(held[i]) == 0 {
@@ -242,7 +242,7 @@ func upstreamProcess(ctx context.Context, x *examination) []Finding {
 			}
 			for _, p := range held[i] {
 				if byUser && p.UID != wantUID {
-					wrong(userName(p.UID), userName(wantUID))
+					wrong(x.host.userName(p.UID), x.host.userName(wantUID))
 				} else if byUnit && p.Unit != wantUnit {
 					is := p.Unit
 					if is == "" {
