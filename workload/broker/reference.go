@@ -24,7 +24,7 @@ func Pack(r attest.Reference) (*spiffe.WorkloadReference, error) {
 		if p.PID > math.MaxInt32 {
 			return nil, fmt.Errorf("%w: no pid is as large as %d", attest.ErrReference, p.PID)
 		}
-		m.Subject = &wardref.Reference_Process{Process: &wardref.Process{Pid: int32(p.PID), PidfsInode: p.Inode}} //nolint:gosec // checked above
+		m.Subject = &wardref.Reference_Process{Process: &wardref.Process{Pid: int32(p.PID), PidfsInode: p.Inode, Uid: p.UID, Gid: p.GID}} //nolint:gosec // checked above
 	} else {
 		m.Subject = &wardref.Reference_Connection{Connection: &wardref.Connection{
 			Client: packEndpoint(c.Client), Dialed: packEndpoint(c.Dialed), Cookie: c.Cookie, Netns: c.NetNS,
@@ -71,7 +71,7 @@ func Unpack(w *spiffe.WorkloadReference) (attest.Reference, error) {
 	var r attest.Reference
 	switch s := m.GetSubject().(type) {
 	case *wardref.Reference_Process:
-		r.Process = attest.ProcessReference{PID: int(s.Process.GetPid()), Inode: s.Process.GetPidfsInode()}
+		r.Process = attest.ProcessReference{PID: int(s.Process.GetPid()), Inode: s.Process.GetPidfsInode(), UID: s.Process.GetUid(), GID: s.Process.GetGid()}
 	case *wardref.Reference_Connection:
 		r.Conn = attest.ConnReference{Cookie: s.Connection.GetCookie(), NetNS: s.Connection.GetNetns()}
 		var clientOK, dialedOK bool

@@ -115,7 +115,11 @@ type Process struct {
 	// Required. As the reader of the reference numbers processes; positive.
 	Pid int32 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	// Required. The inode of the process's pidfd, which no other process has until the host restarts (Linux 6.9).
-	PidfsInode    uint64 `protobuf:"varint,2,opt,name=pidfs_inode,json=pidfsInode,proto3" json:"pidfs_inode,omitempty"`
+	PidfsInode uint64 `protobuf:"varint,2,opt,name=pidfs_inode,json=pidfsInode,proto3" json:"pidfs_inode,omitempty"`
+	// Required: the effective user and group of the socket's peer at connect. The process is refused when it has others by
+	// now, as after executing a set-user-ID program.
+	Uid           uint32 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,6 +164,20 @@ func (x *Process) GetPid() int32 {
 func (x *Process) GetPidfsInode() uint64 {
 	if x != nil {
 		return x.PidfsInode
+	}
+	return 0
+}
+
+func (x *Process) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Process) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
 	}
 	return 0
 }
@@ -302,11 +320,13 @@ const file_wardref_proto_rawDesc = "" +
 	"\n" +
 	"connection\x18\x02 \x01(\v2\x1a.ward.broker.v1.ConnectionH\x00R\n" +
 	"connectionB\t\n" +
-	"\asubject\"<\n" +
+	"\asubject\"`\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x1f\n" +
 	"\vpidfs_inode\x18\x02 \x01(\x04R\n" +
-	"pidfsInode\"\x9e\x01\n" +
+	"pidfsInode\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\"\x9e\x01\n" +
 	"\n" +
 	"Connection\x120\n" +
 	"\x06client\x18\x01 \x01(\v2\x18.ward.broker.v1.EndpointR\x06client\x120\n" +

@@ -1,0 +1,5 @@
+package broker_test
+
+const roleVariable = "WARD_TEST_ROLE"
+
+func play(string) int { return 1 }
