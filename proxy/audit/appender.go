@@ -18,7 +18,8 @@ type appender struct {
 	path     string
 	first    int64 // index of a segment's first record
 	size     int64
-	reserved int64 // offset up to which the file system has promised room
+	reserved int64 // offset up to which the file system has promised room,
+	urgent   bool  // out of the reserve, so that it is for emergencies alone
 }
 
 func openAppender(fsys FS, path string, size int64) (*appender, error) {
@@ -82,7 +83,7 @@ func (a *appender) append(b []byte) error {
 // room makes sure that n bytes can be appended, reserving chunk bytes at a time and leaving keep bytes to others. The
 // error is an ErrFull when the disk has no room: nothing has been written, and the file is as good as before.
 func (a *appender) room(o *Options, keep int64, n int, chunk int64) error {
-	if a.size+int64(n) <= a.reserved {
+	if a.size+int64(n) <= a.reserved && !a.urgent {
 		return nil
 	}
 	need := max(chunk, int64(n))
@@ -96,7 +97,7 @@ func (a *appender) room(o *Options, keep int64, n int, chunk int64) error {
 	if err := a.Reserve(a.size, need); err != nil {
 		return noRoom(err, "reserving room in %s", a.path)
 	}
-	a.reserved = a.size + need
+	a.reserved, a.urgent = a.size+need, false
 	return nil
 }
 

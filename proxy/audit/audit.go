@@ -226,6 +226,7 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 	m.torn.Add(float64(s.torn))
 	l := newLog(o, s, m)
 	l.lock = lock
+	l.refill()
 	l.setReserve()
 	go l.run()
 	return l, nil

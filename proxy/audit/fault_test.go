@@ -429,7 +429,7 @@ func TestSlowDisk(t *testing.T) {
 	if _, err := l.AppendContext(canceled(), refusal("too many")); !errors.Is(err, ErrBusy) || !errors.Is(err, context.Canceled) {
 		t.Fatalf("AppendContext to a full queue gave %v", err)
 	}
-	if s := l.Status(); s.Queued != o.QueueRecords+1 || s.Capacity != o.QueueRecords {
+	if s := l.Status(); s.Queued != o.QueueRecords+1 || s.Capacity != o.QueueRecords || s.Latency <= 0 {
 		t.Errorf("the status is %+v", s)
 	}
 	cancel()

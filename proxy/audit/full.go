@@ -112,7 +112,7 @@ func (l *Log) useReserve(n int) error {
 		if err != nil {
 			return fmt.Errorf("audit: reserving room in %s: %w", a.path, err)
 		}
-		a.reserved = a.size + step
+		a.reserved, a.urgent = a.size+step, true
 	}
 	return nil
 }

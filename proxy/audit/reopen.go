@@ -107,6 +107,7 @@ func (l *Log) reopen() {
 	}
 	l.begin(s)
 	l.lock = lock
+	l.refill()
 	l.setReserve()
 	l.m.torn.Add(float64(s.torn))
 	l.m.setSize(l.durable.Load(), l.signed.Load())

@@ -71,19 +71,24 @@ func (l *Log) commit(b *batch) {
 		l.retry()
 		return
 	}
-	err := l.makeRoom(len(b.buf))
-	if errors.Is(err, ErrFull) {
-		if b.plain != nil {
-			l.refuse(b, err)
-			return
-		}
-		l.setFull(err, len(b.buf))
+	full := l.isFull()
+	n := len(b.buf)
+	if full {
+		n = max(n, l.wanted) // a little room that is left over is not room again
+	}
+	err := l.makeRoom(n)
+	switch {
+	case err == nil && full:
+		l.roomAgain()
+	case errors.Is(err, ErrFull) && b.plain != nil:
+		l.refuse(b, err)
+		return
+	case errors.Is(err, ErrFull):
+		l.setFull(err, n)
 		if err = l.useReserve(len(b.buf)); errors.Is(err, ErrFull) {
 			l.spend(b, err)
 			return
 		}
-	} else if err == nil {
-		l.roomAgain()
 	}
 	if err == nil {
 		err = l.write(b.buf)
