@@ -123,8 +123,7 @@ func (c *outbound) route() error {
 		if name != s.Name && name != "localhost" {
 			return Refuse(CauseMalformed, "the Host is neither %s nor localhost on this socket", s.Name)
 		}
-		c.service = s
-		return nil
+		name = s.Name // config may have changed since the socket was opened
 	}
 	if c.service = c.Services.Service(name); c.service == nil {
 		return Refuse(CauseUnknownService, "no service of that name")

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"reflect"
 
 	"github.com/hashicorp/go-memdb"
 )
@@ -19,12 +20,33 @@ func Tables() map[string]*memdb.TableSchema {
 	}}
 }
 
-// LoadServices replaces the services within txn. The values must not be changed afterwards.
+// LoadServices replaces the services within txn. The values must not be changed afterwards. Those that stay as they are
+// keep their place, and with it the connections that were made for them.
 func LoadServices(txn *memdb.Txn, services []*Service) error {
-	if _, err := txn.DeleteAll(servicesTable, "id"); err != nil {
+	wanted := make(map[string]*Service, len(services))
+	for _, s := range services {
+		wanted[s.Name] = s
+	}
+	it, err := txn.Get(servicesTable, "id")
+	if err != nil {
 		return fmt.Errorf("services: %w", err)
 	}
-	for _, s := range services {
+	var gone []*Service
+	for v := it.Next(); v != nil; v = it.Next() {
+		old := v.(*Service)
+		switch next, stays := wanted[old.Name]; {
+		case !stays:
+			gone = append(gone, old)
+		case reflect.DeepEqual(old, next):
+			delete(wanted, old.Name)
+		}
+	}
+	for _, s := range gone {
+		if err := txn.Delete(servicesTable, s); err != nil {
+			return fmt.Errorf("service %s: %w", s.Name, err)
+		}
+	}
+	for _, s := range wanted {
 		if err := txn.Insert(servicesTable, s); err != nil {
 			return fmt.Errorf("service %s: %w", s.Name, err)
 		}
