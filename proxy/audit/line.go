@@ -65,7 +65,8 @@ func LostLine(e Entry) string {
 	return fmt.Sprintf("-- %d records lost: they were removed from the log before they could be shown --", e.Lost)
 }
 
-// Verdict is r in a word: ALLOW, REFUSE, ERROR (not refused, but not served), INTENT, EVENT.
+// Verdict is r in a word: ALLOW, REFUSE, WOULD (allowed, because its service is only observed), ERROR (not refused, but
+// not served), INTENT, EVENT.
 func Verdict(r proxy.Record) string {
 	switch {
 	case r.Stage == proxy.StageEvent:
@@ -74,10 +75,17 @@ func Verdict(r proxy.Record) string {
 		return "INTENT"
 	case r.Effect == proxy.EffectError:
 		return "ERROR"
+	case foretold(r):
+		return "WOULD"
 	case r.Effect == proxy.Allow.String():
 		return "ALLOW"
 	}
 	return "REFUSE"
+}
+
+// foretold reports whether enforcing would have taken away from a call that was let through.
+func foretold(r proxy.Record) bool {
+	return r.Effect == proxy.Allow.String() && r.Would != nil && r.Would.Cause != ""
 }
 
 // caller is the path of the SPIFFE ID, which names the workload within its trust domain; without one, what is known.
@@ -139,6 +147,9 @@ func mask(id string) string {
 }
 
 func reason(r proxy.Record) string {
+	if foretold(r) {
+		return strings.Trim(string(r.Would.Cause)+": "+r.Would.Detail, ": ")
+	}
 	switch {
 	case r.Cause != "" && r.Detail != "":
 		return string(r.Cause) + ": " + r.Detail

@@ -40,6 +40,12 @@ func TestLineGolden(t *testing.T) {
 			"08:40:04 ERROR  /app/portal  dr.lee  read Patient/•••123      upstream       1.2ms 01JD7Q0000000000000000000A"},
 		{"cut off", with(func(r *proxy.Record) { r.Complete, r.Micros = false, 75_000_000 }), LineOptions{},
 			"08:40:04 ALLOW  /app/portal  dr.lee  read Patient/•••123      not delivered whole 75.0s 01JD7Q0000000000000000000A"},
+		{"only observed", with(func(r *proxy.Record) {
+			r.Observed, r.Would = true, &proxy.Would{Effect: "deny", Cause: proxy.CauseLimit, Detail: "user", Status: 429}
+		}), LineOptions{},
+			"08:40:04 WOULD  /app/portal  dr.lee  read Patient/•••123      limit: user    1.2ms 01JD7Q0000000000000000000A"},
+		{"observed, and nothing found", with(func(r *proxy.Record) { r.Observed, r.Would = true, &proxy.Would{Effect: proxy.EffectNarrow} }), LineOptions{},
+			"08:40:04 ALLOW  /app/portal  dr.lee  read Patient/•••123      own-department 1.2ms 01JD7Q0000000000000000000A"},
 		{"intent", with(func(r *proxy.Record) { r.Stage, r.Micros = proxy.StageIntent, 0 }), LineOptions{},
 			"08:40:04 INTENT /app/portal  dr.lee  read Patient/•••123      own-department -     01JD7Q0000000000000000000A"},
 		{"event", proxy.Record{Stage: proxy.StageEvent, Time: testTime, Event: "start", Detail: "ward 1.0"}, LineOptions{},
