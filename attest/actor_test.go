@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,6 +49,7 @@ func inherited(env string) int {
 // is a bare descriptor that survives execve, as an attacker would have it.
 type actor struct {
 	conn, pass int
+	listener   int
 	child      *remote
 }
 
@@ -84,6 +86,28 @@ func (a *actor) do(verb, rest string) (string, error) {
 	case "tcp": // connect to ADDRESS [from PORT]
 		to, from, _ := strings.Cut(rest, " ")
 		return a.tcp(netip.MustParseAddrPort(to), from)
+	case "listen": // serve ADDRESS or a PATH, and hand back the address; "shared" for SO_REUSEPORT
+		address, how, _ := strings.Cut(rest, " ")
+		return a.listen(address, how == "shared")
+	case "accept":
+		fd, _, err := unix.Accept(a.listener)
+		a.conn = fd
+		return "", err
+	case "unlisten":
+		return "", unix.Close(a.listener)
+	case "attach": // ptrace the process with this pid, and let it run on
+		pid, err := strconv.Atoi(rest)
+		if err != nil {
+			return "", err
+		}
+		runtime.LockOSThread() // who traces is a thread
+		if err := unix.PtraceAttach(pid); err != nil {
+			return "", err
+		}
+		if _, err := unix.Wait4(pid, nil, unix.WALL, nil); err != nil {
+			return "", err
+		}
+		return "", unix.PtraceCont(pid, 0)
 	case "send":
 		_, err := unix.Write(a.conn, []byte(rest))
 		return "", err
@@ -164,6 +188,37 @@ func (a *actor) tcp(to netip.AddrPort, from string) (string, error) {
 		return "", unix.Connect(fd, &unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
 	}
 	return "", unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+}
+
+func (a *actor) listen(address string, shared bool) (string, error) {
+	var to unix.Sockaddr = &unix.SockaddrUnix{Name: address}
+	family := unix.AF_UNIX
+	if port, err := netip.ParseAddrPort(address); err == nil {
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: int(port.Port()), Addr: port.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	a.listener = fd
+	if family == unix.AF_INET {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return "", err
+		}
+	}
+	if shared {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+			return "", err
+		}
+	}
+	if err := errors.Join(unix.Bind(fd, to), unix.Listen(fd, 16)); err != nil {
+		return "", err
+	}
+	own, err := unix.Getsockname(fd)
+	if in, ok := own.(*unix.SockaddrInet4); ok {
+		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), uint16(in.Port)).String(), err
+	}
+	return address, err
 }
 
 func (a *actor) fork(inherit bool, uid int) error {

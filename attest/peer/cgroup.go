@@ -9,6 +9,8 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -99,6 +101,28 @@ func (c *cgroups) id(p string) (uint64, error) {
 		return 0, fmt.Errorf("%w: %w", errNoCgroup, err)
 	}
 	return st.Ino, nil
+}
+
+// path is the path of the cgroup, as id takes it.
+func (c *cgroups) path(id uint64) (string, error) {
+	fd, err := c.open(id)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	full, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", err
+	}
+	p, below := strings.CutPrefix(full, strings.TrimSuffix(c.root, "/"))
+	// A folder that was removed while it was open has this added to its name.
+	if strings.HasSuffix(p, " (deleted)") || !below || p != "" && p[0] != '/' {
+		return "", fmt.Errorf("%w: it is now at %s", errNoCgroup, full)
+	}
+	if p == "" {
+		p = "/"
+	}
+	return p, nil
 }
 
 // members lists the processes of the cgroup.

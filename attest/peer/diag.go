@@ -21,7 +21,7 @@ type diag struct {
 	mu  sync.Mutex
 	fd  int
 	seq uint32
-	buf [4096]byte
+	buf [8192]byte
 }
 
 // tcpSocket is what inet_diag says of one socket. uid and cgroup are its creator's.
@@ -36,6 +36,7 @@ type tcpSocket struct {
 
 const (
 	tcpEstablished  = 1  // TCP_ESTABLISHED of include/net/tcp_states.h
+	tcpSynReceived  = 3  // TCP_SYN_RECV
 	inetDiagCgroup  = 21 // INET_DIAG_CGROUP_ID of linux/inet_diag.h, a u64
 	diagRequestSize = unix.SizeofNlMsghdr + 56
 	diagMessageSize = 72     // struct inet_diag_msg
@@ -121,6 +122,10 @@ func (d *diag) socket(local, remote netip.AddrPort) (tcpSocket, error) {
 		}
 		if err != nil {
 			return tcpSocket{}, err
+		}
+		if s.state == tcpListen {
+			// Where there is no such connection, the kernel may find who listens at its address.
+			return tcpSocket{}, fmt.Errorf("inet_diag: %w", unix.ENOENT)
 		}
 		if s.local != local || s.remote != remote {
 			return tcpSocket{}, fmt.Errorf("%w: it is about another socket", errDiag)

@@ -27,12 +27,36 @@
 // creator's uid and cgroup), and the process that holds this socket is searched for in that cgroup and pinned.
 // See [Pinner.TCP] for everything that is refused on the way.
 //
+// # References
+//
+// A proxy without capabilities cannot look into its callers. It only names them ([Pinner.Refer]), and the agent pins
+// what was named ([Pinner.Resolve]): the pid and pidfs inode of a Unix socket's peer, with the user who connected, or
+// a TCP client's own socket by its addresses and its cookie, with the network namespace.
+//
+//	listener, err := proxy.Refer(l, refused)
+//	c := conn.(*peer.Referred)
+//	reference, err := c.Reference()                  // to the agent: agent.Resolve(ctx, reference)
+//	err = c.Confirm()                                // when it has answered, before the first byte is read
+//
+// Why nothing comes between: neither an inode nor a cookie is used twice while the host runs, so the agent finds that
+// very process or socket, or nothing. The agent cannot ask the accepted end of a TCP connection, as Pinner.TCP does,
+// whether it is still the other end of that socket. The proxy can, and does so last: an end that is still established
+// has been so all the time, so who held the client's end when the agent looked is who sent what will be read. The
+// agent tells by itself, by [Process.Done], when that process ends or becomes another.
+//
+// # Servers
+//
+// [Pinner.Serving] is the question turned round: who serves at the other end of a connection that this process has
+// dialled? It is answered from the connection, before a byte is sent.
+//
 // # A program replaced
 //
 // A pidfd survives execve. Two things do not, and both are kept: the memory image, to which an open
 // /proc/PID/pagemap is bound, and the layout of that image in /proc/PID/stat (start of stack, code, data and
-// heap). [Process.Alive] compares both, and a sweep calls it at least once a second for every process that is
-// held, so that a long stream ends too. Reading them needs the same permission as reading the executable; where
+// heap). [Process.Alive] compares both. It is called for a process that is held as soon as the kernel's proc connector
+// tells of its exec or change of user (Linux 6.6, in the host's own namespaces), when events were lost for all, and
+// for all by a sweep besides, so that a long stream ends too: once a second, or up to every 50 ms where the kernel tells
+// nothing ([Status]). Reading them needs the same permission as reading the executable; where
 // Ward lacks it, no fact about the executable can be attested either, and uid and unit do not change with execve.
 //
 // # What is not promised
@@ -43,5 +67,5 @@
 // another's behalf. A process whose first thread has ended while others run has no readable facts and is
 // refused. Root can do anything.
 //
-// Links: pidfd_open(2), proc_pid_stat(5), unix(7), sock_diag(7), cgroups(7).
+// Links: pidfd_open(2), proc_pid_stat(5), unix(7), sock_diag(7), cgroups(7), netlink(7), linux/cn_proc.h.
 package peer

@@ -59,8 +59,15 @@ func mapsAll(idMap []byte) (bool, error) {
 
 // known refuses an id that may stand for several users or groups.
 func (u users) known(uid, gid uint32) error {
-	if u.ambiguousUID && uid == u.overflowUID || u.ambiguousGID && gid == u.overflowGID {
-		return fmt.Errorf("%w: uid %d or gid %d stands for everybody outside this user namespace", attest.ErrMismatch, uid, gid)
+	if u.ambiguousGID && gid == u.overflowGID {
+		return fmt.Errorf("%w: gid %d stands for everybody outside this user namespace", attest.ErrMismatch, gid)
+	}
+	return u.knownUID(uid)
+}
+
+func (u users) knownUID(uid uint32) error {
+	if u.ambiguousUID && uid == u.overflowUID {
+		return fmt.Errorf("%w: uid %d stands for everybody outside this user namespace", attest.ErrMismatch, uid)
 	}
 	return nil
 }

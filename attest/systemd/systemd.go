@@ -14,6 +14,9 @@
 // tree itself: with its id, where the pinned process knows it, and with the owner of the slices, who must be
 // root: otherwise /system.slice itself may be a user's making.
 //
+// Of a server (Attestor.Cgroup) the unit may also be init.scope: the system manager, which makes the sockets of socket
+// units itself. No workload ever has it.
+//
 // Links: cgroups(7), cgroup_namespaces(7), systemd.slice(5), systemd.resource-control(5) on Delegate=.
 package systemd
 
@@ -80,6 +83,23 @@ func (a *Attestor) Attest(_ context.Context, p attest.Process) ([]attest.Selecto
 		a.cache.Set(id, facts)
 	}
 	return facts, nil
+}
+
+// initScope is where pid 1 runs, the system manager itself. It is beneath no slice, where only root can make a cgroup.
+const initScope = "init.scope"
+
+// Cgroup yields the facts of a cgroup that is known by its id (0 where only its path is) and its path as attest.Cgroup
+// tells it, as that of a server is (attest/peer). There the system manager itself may be met, as the maker of a
+// socket, and it has the unit init.scope.
+func (a *Attestor) Cgroup(id uint64, path string) ([]attest.Selector, error) {
+	if a.mount == "" {
+		return nil, nil
+	}
+	facts, err := a.facts(path, id)
+	if err == nil && path == "/"+initScope {
+		facts = []attest.Selector{{Type: attest.SystemdUnit, Value: initScope}}
+	}
+	return facts, err
 }
 
 // facts are those of a process in cgroup, whose id is 0 when it is not known.
