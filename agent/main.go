@@ -22,7 +22,9 @@ import (
 // commands is the whole command line, as kong reads it.
 type commands struct {
 	Up         upCommand         `cmd:"" help:"Show all of Ward on this machine: authority, agent, proxies, a FHIR server, an OpenID Provider, and workloads that call."`
-	Run        runCommand        `cmd:"" help:"Run the daemon: agent and both proxy hops in one process."`
+	Run        runCommand        `cmd:"" help:"Run agent and both proxy hops in one process, for small hosts."`
+	Agent      agentCommand      `cmd:"" help:"Run the identity side alone: attestation, the Workload API and the Broker API, the embedded authority."`
+	Proxy      proxyCommand      `cmd:"" help:"Run a proxy hop alone, beside ward agent."`
 	Check      checkCommand      `cmd:"" help:"Validate config and policies without starting anything; all errors at once."`
 	Schema     schemaCommand     `cmd:"" help:"Print the JSON Schema of the config, or describe one key."`
 	Svid       svidCommand       `cmd:"" help:"Show what this process gets from the Workload API."`

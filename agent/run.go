@@ -1,63 +1,20 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/wardmesh/ward/agent/config"
-	"github.com/wardmesh/ward/agent/daemon"
 	"github.com/wardmesh/ward/agent/up"
 	"github.com/wardmesh/ward/proxy/policy"
 )
-
-type runCommand struct{ configFlag }
-
-// Run is the daemon. A config that is not whole starts nothing: every error is listed, and the status is 1.
-func (cmd runCommand) Run(c *console) error {
-	cfg, err := cmd.load()
-	if err != nil {
-		return listErrors(c.err, err)
-	}
-	log, err := newLog(cfg.Log, c.err)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Sync() }()
-	surviveHangups(c.ctx, log)
-	d, err := daemon.New(c.ctx, cfg, daemon.Options{Version: versionText(), Log: log})
-	if err != nil {
-		return listErrors(c.err, err)
-	}
-	return d.Run(c.ctx)
-}
-
-// surviveHangups answers SIGHUP, by which many daemons are told to read their config anew, with how that is done here.
-// Unanswered it would end the daemon and cut off every call.
-func surviveHangups(ctx context.Context, log *zap.Logger) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	go func() {
-		defer signal.Stop(hangups)
-		for {
-			select {
-			case <-hangups:
-				log.Warn("SIGHUP changes nothing: config is read at the start; end the daemon with SIGTERM and start it again")
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-}
 
 // A second shows at most logBurst lines of one message, and after that every logBurst-th: any local process can have
 // itself refused as often as it likes, and must not fill the disk by it. Metrics and the trail count them all.

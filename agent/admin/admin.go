@@ -39,12 +39,14 @@ type Source interface {
 	Entries(ctx context.Context) Entries
 }
 
-// Options configures a Server. All fields must be set.
+// Options configures a Server. All fields but Listener must be set.
 type Options struct {
-	Socket  string
-	Source  Source
-	Metrics prometheus.Gatherer
-	Log     *zap.Logger
+	Socket string
+	// Listener is the socket when it is open already, as the service manager has made it; nil: Listen opens it.
+	Listener net.Listener
+	Source   Source
+	Metrics  prometheus.Gatherer
+	Log      *zap.Logger
 }
 
 // Server is a listening admin socket.
@@ -56,6 +58,9 @@ type Server struct {
 
 // Listen opens the socket. A socket left behind by a daemon that is gone is replaced; one that answers is not.
 func Listen(o Options) (*Server, error) {
+	if o.Listener != nil {
+		return serverOn(o.Listener, o), nil
+	}
 	l, err := ListenUnix(o.Socket, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
@@ -69,7 +74,11 @@ func Listen(o Options) (*Server, error) {
 			}
 		}
 	}
-	return &Server{o.Socket, l, &http.Server{Handler: Handler(o), ReadHeaderTimeout: 5 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}}, nil
+	return serverOn(l, o), nil
+}
+
+func serverOn(l net.Listener, o Options) *Server {
+	return &Server{o.Socket, l, &http.Server{Handler: Handler(o), ReadHeaderTimeout: 5 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}}
 }
 
 // Serve answers until ctx ends.

@@ -27,6 +27,8 @@ type Status struct {
 	Version     string    `json:"version"`
 	Started     time.Time `json:"started"`
 	Mode        string    `json:"mode"`
+	Role        string    `json:"role"`   // run, agent, egress, ingress, proxy or mesh
+	Config      string    `json:"config"` // digest of the config in force
 
 	Identity  Identity   `json:"identity"`
 	Authority Authority  `json:"authority"`
@@ -51,9 +53,17 @@ type Identity struct {
 
 // Authority is the CA behind the SVIDs.
 type Authority struct {
-	Kind     string    `json:"kind"` // embedded
+	Kind     string    `json:"kind"` // embedded; "" where another process has it
 	Issuance string    `json:"issuance"`
-	CAEnds   time.Time `json:"ca_ends"`
+	CAEnds   time.Time `json:"ca_ends,omitzero"`
+	CAs      []CA      `json:"cas,omitempty"`
+}
+
+// CA is one of the authority's CAs.
+type CA struct {
+	Generation int       `json:"generation"`
+	State      string    `json:"state"` // prepared, active or old
+	Ends       time.Time `json:"ends"`
 }
 
 // Calls counts calls since the start.
@@ -74,6 +84,8 @@ type Audit struct {
 type Service struct {
 	Name   string `json:"name"`
 	Listen string `json:"listen,omitempty"`
+	// Observes is until when what would be refused is let through; zero when the service enforces.
+	Observes time.Time `json:"observes,omitzero"`
 }
 
 // Issuer is one token issuer and whether its keys are at hand.

@@ -62,13 +62,14 @@ const (
 	RoleAgent   Role = "agent"
 	RoleEgress  Role = "egress"
 	RoleIngress Role = "ingress"
+	RoleProxy   Role = "proxy" // egress and ingress in one process, apart from the agent
 	RoleMesh    Role = "mesh"
 )
 
 // AdminSocket is the operator's socket of a role.
 func (c *Config) AdminSocket(r Role) string {
 	switch r {
-	case RoleEgress:
+	case RoleEgress, RoleProxy:
 		return c.Admin.Egress
 	case RoleIngress:
 		return c.Admin.Ingress

@@ -11,11 +11,7 @@ import (
 
 // hostAttestors are the attestors of every host, the cheap ones first. The executable is hashed only where an entry
 // asks for a hash: the first look at a large one costs tens of milliseconds.
-func hostAttestors(hashes bool) ([]attest.Attestor, error) {
-	units, err := systemd.New()
-	if err != nil {
-		return nil, fmt.Errorf("attestor systemd: %w", err)
-	}
+func hostAttestors(units *systemd.Attestor, hashes bool) ([]attest.Attestor, error) {
 	files, err := exe.New(exe.Options{SHA256: hashes})
 	if err != nil {
 		return nil, fmt.Errorf("attestor exe: %w", err)

@@ -1,8 +1,22 @@
 // Package daemon joins the trees: it turns a Config into a running Ward. It is the only package that sees attest,
 // workload, proxy and the authority at once, and it decides nothing by itself; what each part needs, it hands over.
 //
-// [New] builds everything that can fail on bad config or bad state before a socket is opened; [Daemon.Run] opens the
+// # Roles
+//
+// One process is one role ([config.Role]), and builds what that role needs and nothing more:
+//
+//	agent     attestation, entries, the Workload API and the Broker API, the embedded authority
+//	egress    local callers' listeners; their identities are borrowed over the Broker API
+//	ingress   the network's listeners; its own identities come over the Workload API
+//	run       all of these in one process, which hand each other what they would ask for over sockets
+//
+// The mesh is a journey of its own ([RunMesh]).
+//
+// # Life
+//
+// [New] builds everything that can fail on bad config or bad state before a socket is opened. [Daemon.Run] opens the
 // sockets, says that it is ready, and on the way out lets calls that run end before it takes their identities away.
+// [Daemon.Reload] replaces what config says while all this goes on: whole, or not at all.
 package daemon
 
 import (
@@ -12,6 +26,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -23,19 +39,22 @@ import (
 	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/attest/peer"
+	"github.com/wardmesh/ward/attest/systemd"
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/proxy/audit"
-	"github.com/wardmesh/ward/proxy/bind"
-	"github.com/wardmesh/ward/proxy/policy"
-	"github.com/wardmesh/ward/proxy/token"
 	"github.com/wardmesh/ward/workload"
 	"github.com/wardmesh/ward/workload/api"
+	"github.com/wardmesh/ward/workload/broker"
 )
 
 // Options is what config does not say.
 type Options struct {
+	// Role is what this process is; "" stands for config.RoleRun.
+	Role    config.Role
 	Version string
 	Log     *zap.Logger
+	// Load reads the config anew, for Reload's callers: signals and the watch on its folders. Nil: it cannot change.
+	Load func() (*config.Config, error)
 	// Attestors stand beside the host's own; Entries take the place of those of the same name in config, or stand
 	// beside them. The demonstration enrols the workloads that it launches so, and no config file can.
 	Attestors []attest.Attestor
@@ -44,42 +63,71 @@ type Options struct {
 	Listeners map[string]net.Listener
 	// Records, when set, sees each record that is appended to the trail.
 	Records func(*proxy.Record)
-	// Ready, when set, is called once every socket is open.
-	Ready func()
+	// Ready, when set, is called once every socket is open; Reloading and Reloaded around each Reload.
+	Ready, Reloading, Reloaded func()
 }
 
 // drainTime is how long calls that run may take to end once the daemon is told to stop.
 const drainTime = 10 * time.Second
 
-// Daemon names every subsystem of one running Ward.
+// Daemon names every subsystem of one running Ward. What its role does not have is nil.
 type Daemon struct {
-	cfg     *config.Config
+	cfg     atomic.Pointer[config.Config]
 	o       Options
 	log     *zap.Logger
 	started time.Time
 	host    string
 
-	registry   *prometheus.Registry
+	registry  *prometheus.Registry
+	db        *memdb.MemDB
+	directory *directory
+	entries   *workload.Registry
+	routes    *proxy.Routes
+	trail     *audit.Log
+	recorder  proxy.Recorder
+	calls     *counter
+	pinner    *peer.Pinner
+	units     *systemd.Attestor
+
+	// the agent
 	authority  *authority.Authority
-	db         *memdb.MemDB
-	directory  *directory
-	entries    *workload.Registry
-	routes     *proxy.Routes
-	pinner     *peer.Pinner
 	identities *workload.Service
 	selves     *workload.Service
 	workloads  *api.Server
-	trail      *audit.Log
-	recorder   proxy.Recorder
-	calls      *counter
-	tokens     *token.Verifier
-	bindings   *bind.Map
-	policies   *policy.Set
+	broker     *broker.Server
+
+	// the proxies
+	own     identities
+	egress  *egress
+	ingress *ingress
+
+	reloading sync.Mutex
+	stopping  bool                   // guarded by reloading
+	refused   atomic.Pointer[string] // why the config on disk is not the one that is used; nil when it is
 }
+
+// config is what holds now. One journey should ask for it once.
+func (d *Daemon) config() *config.Config { return d.cfg.Load() }
+
+// Which parts a role has.
+func (d *Daemon) attests() bool { return d.o.Role == config.RoleRun || d.o.Role == config.RoleAgent }
+func (d *Daemon) calling() bool {
+	return d.attestsAlone() || d.o.Role == config.RoleEgress || d.o.Role == config.RoleProxy
+}
+func (d *Daemon) serving() bool {
+	return d.attestsAlone() || d.o.Role == config.RoleIngress || d.o.Role == config.RoleProxy
+}
+
+// attestsAlone reports whether this process is all of Ward on its host.
+func (d *Daemon) attestsAlone() bool { return d.o.Role == config.RoleRun }
 
 // New builds a Ward from cfg. Nothing listens yet; what it opened is closed again when it fails.
 func New(ctx context.Context, cfg *config.Config, o Options) (*Daemon, error) {
-	d := &Daemon{cfg: cfg, o: o, log: o.Log, started: time.Now(), registry: prometheus.NewRegistry()}
+	if o.Role == "" {
+		o.Role = config.RoleRun
+	}
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), registry: prometheus.NewRegistry()}
+	d.cfg.Store(cfg)
 	if err := d.build(ctx); err != nil {
 		d.close()
 		return nil, err
@@ -93,20 +141,22 @@ func (d *Daemon) build(ctx context.Context) (err error) {
 		return err
 	}
 	d.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	for _, build := range []func(context.Context) error{
-		d.buildAuthority, d.buildDirectory, d.buildTrail, d.buildIdentities, d.buildIngress,
-	} {
+	parts := []func(context.Context) error{d.buildDirectory, d.buildTrail, d.buildPinner}
+	if d.attests() {
+		parts = append(parts, d.buildAuthority, d.buildIdentities)
+	}
+	if d.calling() {
+		parts = append(parts, d.buildEgress)
+	}
+	if d.serving() {
+		parts = append(parts, d.buildIngress)
+	}
+	for _, build := range parts {
 		if err := build(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func (d *Daemon) buildAuthority(ctx context.Context) (err error) {
-	d.authority, err = authority.Open(ctx, authority.Options{Dir: d.cfg.Authority.Dir, TrustDomain: d.cfg.TrustDomain,
-		CATTL: d.cfg.Authority.CATTL, X509TTL: d.cfg.Authority.X509TTL, Logger: d.log.Named("authority")})
-	return err
 }
 
 func (d *Daemon) buildDirectory(context.Context) (err error) {
@@ -115,48 +165,55 @@ func (d *Daemon) buildDirectory(context.Context) (err error) {
 	}
 	d.db = d.directory.db
 	d.entries, d.routes = workload.NewRegistry(d.db), proxy.NewRoutes(d.db)
-	extra := d.o.Entries
-	for _, s := range services(d.cfg) {
-		if s.Listen != "" {
-			extra = append(extra, wardEntry(s))
-		}
-	}
-	return d.directory.load(d.cfg, d.entries, extra)
-}
-
-func (d *Daemon) buildIdentities(context.Context) (err error) {
-	if d.pinner, err = peer.New(peer.Options{}); err != nil {
-		return err
-	}
-	attestors, err := hostAttestors(asksForHash(d.cfg))
-	if err != nil {
-		return err
-	}
-	o := workload.Options{Registry: d.entries, Attestors: append(attestors, d.o.Attestors...), Issuer: issuer{d.authority},
-		Bundles: issuer{d.authority}, Denials: d.directory, Observer: newWitness(d.registry, d.log.Named("identity"), d.event), Log: d.log.Named("identity")}
-	if d.identities, err = workload.NewService(o); err != nil {
-		return err
-	}
-	o.Attestors, o.Observer = []attest.Attestor{itself{}}, workload.NoObserver{}
-	if d.selves, err = workload.NewService(o); err != nil {
-		return err
-	}
-	d.workloads, err = api.New(api.Options{Watcher: d.identities, Pin: pin, Registerer: d.registry})
-	return err
+	return d.directory.load(d.config(), d.entries, d.enrolled(d.config()))
 }
 
 func (d *Daemon) buildTrail(ctx context.Context) (err error) {
-	d.trail, err = audit.Open(ctx, audit.Options{Dir: d.cfg.Audit.Dir, Origin: d.cfg.TrustDomain.Name() + "/" + d.host,
-		SegmentSize: d.cfg.Audit.SegmentSize, MinFree: d.cfg.Audit.MinFree, Logger: d.log.Named("audit"), Registerer: d.registry})
+	a := d.config().Audit
+	if err := ownFolder(filepath.Dir(d.config().Trail(d.o.Role)), d.attestsAlone()); err != nil {
+		return fmt.Errorf("audit: %w", err)
+	}
+	d.trail, err = audit.Open(ctx, audit.Options{Dir: d.config().Trail(d.o.Role), Origin: d.origin(),
+		SegmentSize: a.SegmentSize, MinFree: a.MinFree, Logger: d.log.Named("audit"), Registerer: d.registry})
 	if err != nil {
 		return err
 	}
 	d.recorder = d.trail
 	if d.o.Records != nil {
-		d.recorder = tap{d.trail, d.o.Records}
+		d.recorder = tap{d.recorder, d.o.Records}
 	}
 	d.calls, err = newCounter(d.registry, d.log.Named("proxy"))
 	return err
+}
+
+// ownFolder makes the folder in which a role keeps what is its own, where the service manager has not done so. The
+// state of ward run lies in one that all of it shares, which is made by whoever installs it.
+func ownFolder(dir string, shared bool) error {
+	if shared || exists(dir) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil { //nolint:gosec // other roles' folders lie there, too
+		return err
+	}
+	return os.Mkdir(dir, 0o700)
+}
+
+// buildPinner makes what asks the kernel who is at the other end of a local socket.
+func (d *Daemon) buildPinner(context.Context) (err error) {
+	if d.pinner, err = peer.New(peer.Options{}); err != nil {
+		return err
+	}
+	d.units, err = systemd.New()
+	return err
+}
+
+// origin names this process's trail in its checkpoints.
+func (d *Daemon) origin() string {
+	name := d.config().TrustDomain.Name() + "/" + d.host
+	if !d.attestsAlone() {
+		name += "/" + string(d.o.Role)
+	}
+	return name
 }
 
 // tap lets somebody see the records that go into the trail.
@@ -170,49 +227,13 @@ func (t tap) Append(r *proxy.Record) (proxy.Receipt, error) {
 	return t.Recorder.Append(r)
 }
 
-// buildIngress loads what decides calls, where this host serves any.
-func (d *Daemon) buildIngress(context.Context) (err error) {
-	if !d.serves() {
-		return nil
-	}
-	if d.policies, err = policy.Load(d.cfg.Policies.Dir); err != nil {
-		return fmt.Errorf("policies:\n%w", err)
-	}
-	if err = keepPolicies(d.cfg, d.policies); err != nil {
-		return err
-	}
-	if d.tokens, err = newTokens(d.cfg, d.log.Named("token"), d.registry); err != nil {
-		return err
-	}
-	d.bindings, err = newBindings(d.cfg)
-	return err
-}
-
-// asksForHash reports whether an entry names an executable's hash.
-func asksForHash(cfg *config.Config) bool {
-	for _, w := range cfg.Workloads {
-		for _, s := range w.Select {
-			if s.Type == attest.ExeSHA256 {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func (d *Daemon) serves() bool {
-	for _, s := range d.cfg.Services {
-		if s.Listen.IsValid() {
-			return true
-		}
-	}
-	return false
-}
-
 // close ends what New opened, the trail and the authority last.
 func (d *Daemon) close() {
-	if d.tokens != nil {
-		_ = d.tokens.Close()
+	if d.ingress != nil {
+		d.ingress.close()
+	}
+	if d.egress != nil {
+		d.egress.close()
 	}
 	for _, s := range []*workload.Service{d.identities, d.selves} {
 		if s != nil {
@@ -234,27 +255,43 @@ func (d *Daemon) close() {
 	}
 }
 
-// PolicyStore is where the daemon keeps each policy set that it has used, by hash, so that old decisions can still be
-// explained: beside the trail that names them.
-func PolicyStore(cfg *config.Config) string { return filepath.Clean(cfg.Audit.Dir) + ".policies" }
+// event records something that is not a call.
+func (d *Daemon) event(r *proxy.Record) {
+	r.Schema, r.Stage, r.Time = proxy.RecordSchema, proxy.StageEvent, time.Now()
+	r.Decision = proxy.NewDecisionID(r.Time)
+	if _, err := d.recorder.Append(r); err != nil {
+		d.log.Error("an event could not be recorded", zap.String("event", r.Event), zap.Error(err))
+	}
+}
 
-// keepPolicies writes the set into the store, unless it is there.
-func keepPolicies(cfg *config.Config, set *policy.Set) error {
-	dir := filepath.Join(PolicyStore(cfg), set.Hash())
-	if _, err := os.Stat(dir); err == nil {
-		return nil
+// lifecycle is the record of a start, stop or change.
+func (d *Daemon) lifecycle(what string) *proxy.Record {
+	r := &proxy.Record{Event: what, Detail: fmt.Sprintf("ward %s %s, config %s", d.o.Role, d.o.Version, d.config().Digest())}
+	if d.ingress != nil {
+		r.PolicySet = d.ingress.policySet()
 	}
-	tmp := dir + ".new"
-	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o700)); err != nil {
-		return fmt.Errorf("policy store: %w", err)
-	}
-	for _, f := range set.Source() {
-		if err := os.WriteFile(filepath.Join(tmp, filepath.Base(f.Name)), f.Content, 0o600); err != nil {
-			return fmt.Errorf("policy store: %w", err)
+	return r
+}
+
+// policyStore is where a role keeps each policy set that it has used, by hash, so that old decisions can still be
+// explained: beside the trail that names them.
+func policyStore(cfg *config.Config, role config.Role) string {
+	return filepath.Clean(cfg.Trail(role)) + ".policies"
+}
+
+// PolicyStore is where the policies are kept that this host has decided by, whichever role does that here.
+func PolicyStore(cfg *config.Config) string {
+	for _, role := range []config.Role{config.RoleIngress, config.RoleProxy} {
+		if dir := policyStore(cfg, role); exists(dir) {
+			return dir
 		}
 	}
-	if err := os.Rename(tmp, dir); err != nil {
-		return fmt.Errorf("policy store: %w", err)
-	}
-	return nil
+	return policyStore(cfg, config.RoleRun)
 }
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+var errStopped = errors.New("a part of the daemon has stopped")

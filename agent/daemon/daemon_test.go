@@ -173,7 +173,7 @@ func TestSocketsInAFolderOfOthersAreRefused(t *testing.T) {
 
 func TestBadPoliciesStartNothing(t *testing.T) {
 	file := write(t, `services:
-  - {name: fhir.ehr.mesh.internal, id: /ward/ehr, addresses: ['127.0.0.1:1'], callers: [], listen: '127.0.0.1:1', upstream: {address: '127.0.0.1:2'}}
+  - {name: fhir.ehr.mesh.internal, id: /ward/ehr, addresses: ['127.0.0.1:1'], callers: [], listen: '127.0.0.1:1', upstream: {address: '127.0.0.1:2', process: {uid: 0}}}
 policies: {dir: policy}
 `)
 	dir := filepath.Join(filepath.Dir(file), "policy")

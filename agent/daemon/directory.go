@@ -54,15 +54,41 @@ func (d *directory) load(cfg *config.Config, registry *workload.Registry, extra 
 	if err := proxy.LoadServices(txn, services(cfg)); err != nil {
 		return err
 	}
-	if _, err := txn.DeleteAll(denyTable, "id"); err != nil {
+	if err := deny(txn, cfg.Deny); err != nil {
 		return fmt.Errorf("deny list: %w", err)
 	}
-	for _, id := range cfg.Deny {
-		if err := txn.Insert(denyTable, &denied{id.String()}); err != nil {
-			return fmt.Errorf("deny list: %w", err)
+	txn.Commit()
+	return nil
+}
+
+// deny writes the difference between the deny list and ids: who watches the list is woken by changes only.
+func deny(txn *memdb.Txn, ids []spiffeid.ID) error {
+	wanted := map[string]bool{}
+	for _, id := range ids {
+		wanted[id.String()] = true
+	}
+	it, err := txn.Get(denyTable, "id")
+	if err != nil {
+		return err
+	}
+	var gone []*denied
+	for v := it.Next(); v != nil; v = it.Next() {
+		if d := v.(*denied); wanted[d.ID] {
+			delete(wanted, d.ID)
+		} else {
+			gone = append(gone, d)
 		}
 	}
-	txn.Commit()
+	for _, d := range gone {
+		if err := txn.Delete(denyTable, d); err != nil {
+			return err
+		}
+	}
+	for id := range wanted {
+		if err := txn.Insert(denyTable, &denied{id}); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -76,7 +102,7 @@ func entries(cfg *config.Config) []*workload.Entry {
 	var out []*workload.Entry
 	for _, w := range cfg.Workloads {
 		e := &workload.Entry{Name: w.Name, ID: w.ID, DNSNames: w.SVID.DNSNames, X509TTL: w.SVID.X509TTL, Hint: w.SVID.Hint,
-			Proxy: w.Proxy, MinStrength: attest.Weak}
+			Proxy: w.Proxy, MinStrength: attest.Weak, MaxAge: w.MaxAge}
 		if e.X509TTL == 0 {
 			e.X509TTL = cfg.Authority.X509TTL
 		}
@@ -115,6 +141,9 @@ func services(cfg *config.Config) []*proxy.Service {
 			Upstream: proxy.Upstream{Network: s.Upstream.Network, Address: s.Upstream.Address}}
 		if s.Listen.IsValid() {
 			svc.Listen = s.Listen.String()
+		}
+		if s.Mode == config.ModeObserve {
+			svc.ObserveUntil = s.ObserveUntil
 		}
 		out = append(out, svc)
 	}

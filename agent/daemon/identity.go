@@ -3,16 +3,12 @@ package daemon
 import (
 	"context"
 	"crypto/x509"
-	"errors"
-	"fmt"
-	"net"
 	"os"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 
 	"github.com/wardmesh/ward/agent/authority"
 	"github.com/wardmesh/ward/attest"
-	"github.com/wardmesh/ward/attest/peer"
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/workload"
 )
@@ -29,62 +25,6 @@ func (i issuer) IssueX509(ctx context.Context, r workload.X509Request) ([]*x509.
 func (i issuer) X509Bundle() (*x509bundle.Bundle, <-chan struct{}) {
 	changed := i.BundleChanged() // first: a change in between is noticed at the next look
 	return i.Authority.X509Bundle(), changed
-}
-
-// callers tells egress who is at the other end of a local connection, and borrows that workload's SVID.
-type callers struct{ identities *workload.Service }
-
-// Caller implements proxy.Callers.
-func (c callers) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, error) {
-	pinned, ok := conn.(interface{ Process() (*peer.Process, error) })
-	if !ok {
-		return nil, fmt.Errorf("a %T cannot be attested", conn)
-	}
-	p, err := pinned.Process()
-	if err != nil {
-		return nil, err
-	}
-	h, err := c.identities.Hold(ctx, p, workload.LentSVIDs)
-	var r *workload.Refusal
-	switch {
-	case err == nil:
-		return &caller{Holding: h, process: fmt.Sprintf("pid %d, uid %d", p.PID(), p.UID())}, nil
-	case errors.As(err, &r):
-		return nil, refusal(r)
-	}
-	return nil, err
-}
-
-// refusal says to the caller and to the trail why a process has no identity to lend.
-func refusal(r *workload.Refusal) error {
-	switch {
-	case errors.Is(r, workload.ErrDenied):
-		return proxy.Refuse(proxy.CauseDenyList, "%w", r)
-	case errors.Is(r, workload.ErrNoIdentity):
-		return proxy.Refuse(proxy.CauseNoIdentity, "process matches no entry with proxy: true (%s)", r.Attestation.Selectors)
-	case errors.Is(r, workload.ErrUnavailable), errors.Is(r, workload.ErrClosed):
-		return proxy.Refuse(proxy.CauseRestarting, "%w", r)
-	}
-	return r
-}
-
-// caller is a workload.Holding as egress sees it: why it ended is said in egress's words.
-type caller struct {
-	*workload.Holding
-	process string
-}
-
-// Process names the process for the trail.
-func (c *caller) Process() string { return c.process }
-
-// Err implements proxy.Caller.
-func (c *caller) Err() error {
-	err := c.Holding.Err()
-	var r *workload.Refusal
-	if errors.As(err, &r) {
-		return refusal(r)
-	}
-	return err
 }
 
 // itself is this process, as the workload tree sees the ward's own identities: it is alive as long as it can ask.

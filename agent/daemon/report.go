@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/attest/peer"
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/workload"
@@ -100,16 +101,45 @@ const expiresSoon = 30 * 24 * time.Hour
 
 // Status implements admin.Source.
 func (d *Daemon) Status(context.Context) admin.Status {
-	now := time.Now()
-	s := admin.Status{Schema: admin.StatusSchema, Host: d.host, TrustDomain: d.cfg.TrustDomain.Name(), Version: d.o.Version, Started: d.started,
-		Mode: "enforce", Problems: []string{}, Authority: admin.Authority{Kind: "embedded", Issuance: "ok"},
+	cfg := d.config()
+	s := admin.Status{Schema: admin.StatusSchema, Host: d.host, TrustDomain: cfg.TrustDomain.Name(), Version: d.o.Version, Started: d.started,
+		Role: string(d.o.Role), Config: cfg.Digest(), Mode: "enforce", Problems: []string{},
 		Calls: admin.Calls{Allowed: d.calls.allowed.Load(), Refused: d.calls.refused.Load(), Errors: d.calls.errors.Load()}}
-	problem := func(format string, args ...any) { s.Problems = append(s.Problems, fmt.Sprintf(format, args...)) }
+	if why := d.refused.Load(); why != nil {
+		s.Problems = append(s.Problems, "the config on disk is not in force: "+*why)
+	}
+	if d.authority != nil {
+		d.tellIdentities(&s)
+		d.tellAuthority(&s)
+	}
+	for _, svc := range cfg.Services {
+		told := admin.Service{Name: svc.Name}
+		if svc.Listen.IsValid() {
+			told.Listen = svc.Listen.String()
+		}
+		if svc.Mode == config.ModeObserve && time.Now().Before(svc.ObserveUntil) {
+			told.Observes, s.Mode = svc.ObserveUntil, "observe"
+		}
+		s.Services = append(s.Services, told)
+	}
+	if d.ingress != nil {
+		d.tellIssuers(&s)
+	}
+	trail := d.trail.Status()
+	s.Audit = admin.Audit{Records: trail.Records, Dir: cfg.Trail(d.o.Role)}
+	if trail.Err != nil {
+		s.Audit.Error = trail.Err.Error()
+		s.Problems = append(s.Problems, fmt.Sprintf("the audit log takes no records, so no call is served: %v", trail.Err))
+	}
+	return s
+}
 
+func (d *Daemon) tellIdentities(s *admin.Status) {
 	entries, _ := d.entries.Entries()
 	s.Identity = admin.Identity{Entries: len(entries), Renewals: "working"}
+	s.Authority = admin.Authority{Kind: "embedded", Issuance: "ok"}
 	holding := map[string]bool{}
-	for _, st := range append(d.identities.Status(), d.selves.Status()...) {
+	for _, st := range d.held() {
 		if st.NotAfter.IsZero() && st.LastErr == nil {
 			continue
 		}
@@ -120,49 +150,58 @@ func (d *Daemon) Status(context.Context) admin.Status {
 		if st.LastErr != nil {
 			s.Identity.Renewals = "failing"
 			s.Authority.Issuance = "failing"
-			problem("the SVID of %s cannot be renewed: %v", st.ID, st.LastErr)
+			s.Problems = append(s.Problems, fmt.Sprintf("the SVID of %s cannot be renewed: %v", st.ID, st.LastErr))
 		}
 	}
 	s.Identity.Workloads = len(holding)
+}
+
+// held is the state of every SVID in use.
+func (d *Daemon) held() []workload.Status {
+	var out []workload.Status
+	for _, s := range []*workload.Service{d.identities, d.selves} {
+		if s != nil {
+			out = append(out, s.Status()...)
+		}
+	}
+	return out
+}
+
+func (d *Daemon) tellAuthority(s *admin.Status) {
 	for _, ca := range d.authority.X509Bundle().X509Authorities() {
 		if s.Authority.CAEnds.IsZero() || ca.NotAfter.After(s.Authority.CAEnds) {
 			s.Authority.CAEnds = ca.NotAfter
 		}
 	}
-	s.Expires = []admin.Expiring{{What: "the CA certificate", Ends: s.Authority.CAEnds}}
-	if left := s.Authority.CAEnds.Sub(now); left < min(expiresSoon, d.cfg.Authority.CATTL/6) {
-		problem("the CA certificate ends in %s", left.Round(time.Minute))
+	s.Expires = append(s.Expires, admin.Expiring{What: "the CA certificate", Ends: s.Authority.CAEnds})
+	if left := time.Until(s.Authority.CAEnds); left < min(expiresSoon, d.config().Authority.CATTL/6) {
+		s.Problems = append(s.Problems, fmt.Sprintf("the CA certificate ends in %s", left.Round(time.Minute)))
 	}
-	for _, svc := range services(d.cfg) {
-		s.Services = append(s.Services, admin.Service{Name: svc.Name, Listen: svc.Listen})
+}
+
+func (d *Daemon) tellIssuers(s *admin.Status) {
+	tokens := d.ingress.rules.Load().tokens
+	if tokens == nil {
+		return
 	}
-	if d.tokens != nil {
-		for _, i := range d.tokens.Status() {
-			state := fmt.Sprintf("ok, %d keys", i.Keys)
-			if i.Keys == 0 {
-				state = "no keys yet: its tokens are refused"
-				problem("%s: no keys yet, its tokens are refused", i.Issuer)
-			}
-			if i.Err != nil {
-				state += "; last refresh failed: " + i.Err.Error()
-				problem("%s: the keys cannot be refreshed: %v", i.Issuer, i.Err)
-			}
-			s.Issuers = append(s.Issuers, admin.Issuer{Issuer: i.Issuer, State: state})
+	for _, i := range tokens.Status() {
+		state := fmt.Sprintf("ok, %d keys", i.Keys)
+		if i.Keys == 0 {
+			state = "no keys yet: its tokens are refused"
+			s.Problems = append(s.Problems, i.Issuer+": no keys yet, its tokens are refused")
 		}
+		if i.Err != nil {
+			state += "; last refresh failed: " + i.Err.Error()
+			s.Problems = append(s.Problems, fmt.Sprintf("%s: the keys cannot be refreshed: %v", i.Issuer, i.Err))
+		}
+		s.Issuers = append(s.Issuers, admin.Issuer{Issuer: i.Issuer, State: state})
 	}
-	trail := d.trail.Status()
-	s.Audit = admin.Audit{Records: trail.Records, Dir: d.cfg.Audit.Dir}
-	if trail.Err != nil {
-		s.Audit.Error = trail.Err.Error()
-		problem("the audit log takes no records, so no call is served: %v", trail.Err)
-	}
-	return s
 }
 
 // Entries implements admin.Source.
 func (d *Daemon) Entries(context.Context) admin.Entries {
 	held := map[string]admin.Entry{}
-	for _, st := range append(d.identities.Status(), d.selves.Status()...) {
+	for _, st := range d.held() {
 		e := held[st.Entry]
 		e.Holders += st.Holders
 		// The workload's own SVID says more than one that is lent to the proxy for a few minutes.

@@ -6,16 +6,13 @@ import (
 	"net/url"
 	"os"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/zap"
-
 	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/proxy/bind"
 	"github.com/wardmesh/ward/proxy/token"
 )
 
-// newTokens makes the verifier of the configured issuers' tokens.
-func newTokens(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (*token.Verifier, error) {
+// issuers are those whose tokens are accepted.
+func issuers(cfg *config.Config) ([]token.Issuer, error) {
 	var issuers []token.Issuer
 	for _, t := range cfg.Tokens {
 		i := token.Issuer{Issuer: t.Issuer, Audience: t.Audience, Algorithms: t.Algorithms, Discovery: t.Discovery, JWKSURI: t.JWKSURI,
@@ -33,7 +30,7 @@ func newTokens(cfg *config.Config, log *zap.Logger, reg prometheus.Registerer) (
 		}
 		issuers = append(issuers, i)
 	}
-	return token.New(token.Options{Issuers: issuers, Logger: log, Registerer: reg})
+	return issuers, nil
 }
 
 // fhirBases are the URLs below which an issuer's fhirUser is ours: the services' own, and the audiences that are URLs,

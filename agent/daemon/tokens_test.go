@@ -8,6 +8,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/proxy/token"
 )
 
 // Audiences need not be URLs, and what one issuer calls the FHIR server is nothing to another.
@@ -19,7 +20,11 @@ func TestTokensOfSeveralIssuers(t *testing.T) {
 			{Issuer: "https://two.example", Audience: []string{"https://lab.example/r4", "urn:example:lab"}},
 		},
 	}
-	if v, err := newTokens(cfg, zap.NewNop(), prometheus.NewRegistry()); err != nil {
+	known, err := issuers(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := token.New(token.Options{Issuers: known, Logger: zap.NewNop(), Registerer: prometheus.NewRegistry()}); err != nil {
 		t.Error(err)
 	} else if err := v.Close(); err != nil {
 		t.Error(err)

@@ -1,0 +1,183 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/attest"
+	"github.com/wardmesh/ward/attest/peer"
+	"github.com/wardmesh/ward/proxy"
+	"github.com/wardmesh/ward/workload"
+	"github.com/wardmesh/ward/workload/broker"
+)
+
+// Who is at the other end of a local connection, and which identity may egress use in its name? In one process with
+// the agent egress pins the process itself and borrows by a call; in a process of its own, without any capability, it
+// takes a reference to the process from the kernel and asks the agent by the Broker API.
+
+// newCallers gives what this role has.
+func (d *Daemon) newCallers() (borrower, error) {
+	if d.identities != nil {
+		return neighbours{d}, nil
+	}
+	socket := d.config().Agent.Broker
+	if socket == "" {
+		return nil, fmt.Errorf("%s: egress apart from the agent needs the agent's Broker API; name its socket", d.config().At("agent.broker"))
+	}
+	client, err := broker.NewClient(broker.ClientOptions{Socket: socket, Verify: agentServes(socket), Log: d.log.Named("broker")})
+	if err != nil {
+		return nil, err
+	}
+	return &strangers{d, client}, nil
+}
+
+// agentServes checks who listens on the agent's socket: root, in whose name the service manager does, this very user, or
+// whoever the socket's folder belongs to, since nobody else can put a socket there.
+func agentServes(socket string) func(net.Conn) error {
+	return func(c net.Conn) error {
+		uids := []uint32{0, uint32(os.Geteuid())} //nolint:gosec // a uid fits
+		dir := filepath.Dir(socket)
+		if err := config.GuardDir(dir, config.Options{Owner: ownerOf(dir)}); err != nil {
+			return err
+		}
+		return broker.ServedBy(append(uids, uint32(ownerOf(dir)))...)(c) //nolint:gosec // a uid fits
+	}
+}
+
+func ownerOf(path string) int {
+	if fi, err := os.Stat(path); err == nil {
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+			return int(st.Uid)
+		}
+	}
+	return 0
+}
+
+// neighbours are callers that the agent in this same process pins and knows.
+type neighbours struct{ d *Daemon }
+
+func (n neighbours) listen(ctx context.Context, network, address string) (net.Listener, error) {
+	return n.d.pinned(ctx, network, address)
+}
+
+func (neighbours) close() {}
+
+// Caller implements proxy.Callers.
+func (n neighbours) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, error) {
+	p, err := pin(conn)
+	if err != nil {
+		return nil, err
+	}
+	h, err := n.d.identities.Hold(ctx, p, workload.LentSVIDs)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &caller{lent: h, process: fmt.Sprintf("pid %d, uid %d", p.PID(), p.UID())}, nil
+}
+
+// strangers are callers that egress only refers to: the agent, in another process, pins and knows them.
+type strangers struct {
+	d      *Daemon
+	client *broker.Client
+}
+
+func (s *strangers) listen(ctx context.Context, network, address string) (net.Listener, error) {
+	l, err := s.d.listen(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.d.pinner.Refer(l, s.d.unpinned(address))
+	if err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+func (s *strangers) close() {
+	if err := s.client.Close(); err != nil {
+		s.d.log.Warn("the connection to the agent did not close cleanly", zap.Error(err))
+	}
+}
+
+// Caller implements proxy.Callers.
+func (s *strangers) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, error) {
+	referred, ok := conn.(*peer.Referred)
+	if !ok {
+		return nil, fmt.Errorf("a %T cannot be referred to", conn)
+	}
+	ref, err := referred.Reference()
+	if err != nil {
+		return nil, err
+	}
+	loan, err := s.client.Borrow(ctx, ref)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	// The agent has said whom the reference names; only now is it sure that this was the caller of this connection.
+	if err := referred.Confirm(); err != nil {
+		return nil, errors.Join(err, loan.Close())
+	}
+	return &caller{lent: borrowed{loan}, process: fmt.Sprintf("%s, uid %d", ref, referred.UID())}, nil
+}
+
+// lent is an identity that egress may use in a workload's name.
+type lent interface {
+	proxy.Identity
+	proxy.Caller
+}
+
+// borrowed is a loan, in egress's words.
+type borrowed struct{ *broker.Loan }
+
+// Ended implements proxy.Caller.
+func (b borrowed) Ended() <-chan struct{} { return b.Done() }
+
+// caller is the identity lent for one connection: why it ended is said in egress's words.
+type caller struct {
+	lent
+	process string
+}
+
+// Process names the process for the trail.
+func (c *caller) Process() string { return c.process }
+
+// Err implements proxy.Caller.
+func (c *caller) Err() error {
+	if err := c.lent.Err(); err != nil {
+		return refusal(err)
+	}
+	return nil
+}
+
+// refusal says to the caller and to the trail why a process has no identity to lend.
+func refusal(err error) error {
+	var r *workload.Refusal
+	if !errors.As(err, &r) {
+		return err
+	}
+	switch {
+	case errors.Is(r, workload.ErrDenied):
+		return proxy.Refuse(proxy.CauseDenyList, "%w", r)
+	case errors.Is(r, workload.ErrNoIdentity):
+		if len(r.Attestation.Selectors) == 0 {
+			return proxy.Refuse(proxy.CauseNoIdentity, "process matches no entry with proxy: true (the agent's log has its selectors under %s)", r.Reference)
+		}
+		return proxy.Refuse(proxy.CauseNoIdentity, "process matches no entry with proxy: true (%s)", r.Attestation.Selectors)
+	case errors.Is(r, workload.ErrUnavailable), errors.Is(r, workload.ErrClosed):
+		return proxy.Refuse(proxy.CauseRestarting, "%w", r)
+	case errors.Is(r, workload.ErrNotBroker):
+		return proxy.Refuse(proxy.CauseInternal, "the agent does not take this process for the host's egress (agent.wards.egress): %w", r)
+	case errors.Is(r, attest.ErrReference):
+		return proxy.Refuse(proxy.CausePeerChanged, "%w", r)
+	}
+	return r
+}

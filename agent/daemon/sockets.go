@@ -1,0 +1,78 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"go.uber.org/zap"
+
+	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/attest/peer"
+	"github.com/wardmesh/ward/workload"
+)
+
+// listen opens address, or takes the socket that was handed in for it.
+func (d *Daemon) listen(ctx context.Context, network, address string) (net.Listener, error) {
+	if l, ok := d.o.Listeners[address]; ok {
+		return l, nil
+	}
+	if network == "unix" {
+		if err := guardFolder(address); err != nil {
+			return nil, err
+		}
+		// Anyone may connect: who it is decides what it gets.
+		return admin.ListenUnix(address, 0o666)
+	}
+	lc := net.ListenConfig{Control: peer.Control}
+	return lc.Listen(ctx, network, address)
+}
+
+// guardFolder makes the folder of a socket where it is missing, and refuses one in which others could put a socket of
+// their own in its place: applications would get their identities from it, and send it their users' tokens.
+func guardFolder(socket string) error {
+	dir := filepath.Dir(socket)
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // every user's applications go through it
+		return err
+	}
+	err := config.GuardDir(dir, config.Options{})
+	var unsafe *config.UnsafeError
+	if errors.As(err, &unsafe) {
+		return fmt.Errorf("the socket %s: %w; %s", socket, err, unsafe.Mend())
+	}
+	return err
+}
+
+// pinned opens address for local callers, each of which is pinned before a byte is read from it.
+func (d *Daemon) pinned(ctx context.Context, network, address string) (net.Listener, error) {
+	l, err := d.listen(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	p, err := d.pinner.Listen(l, d.unpinned(address))
+	if err != nil {
+		_ = l.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// unpinned is told of connections whose process is not known.
+func (d *Daemon) unpinned(address string) func(error) {
+	return func(err error) {
+		d.log.Info("a local connection was cut off: its process cannot be pinned", zap.String("socket", address), zap.Error(err))
+	}
+}
+
+// pin gives the process that the listener has pinned.
+func pin(c net.Conn) (workload.Process, error) {
+	pinned, ok := c.(interface{ Process() (*peer.Process, error) })
+	if !ok {
+		return nil, fmt.Errorf("a %T cannot be attested", c)
+	}
+	return pinned.Process()
+}

@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/agent/daemon"
+)
+
+type runCommand struct{ configFlag }
+
+// Run is all of Ward on a small host, in one process.
+func (cmd runCommand) Run(c *console) error { return cmd.serve(c, config.RoleRun) }
+
+type agentCommand struct{ configFlag }
+
+// Run is the identity side alone.
+func (cmd agentCommand) Run(c *console) error { return cmd.serve(c, config.RoleAgent) }
+
+type proxyCommand struct {
+	configFlag
+	Role string `enum:"egress,ingress,both" required:"" help:"egress carries local applications' calls; ingress stands before the FHIR servers of this host; both is both in one process."`
+}
+
+// Run is one proxy hop, or both, apart from the agent.
+func (cmd proxyCommand) Run(c *console) error {
+	role := config.Role(cmd.Role)
+	if cmd.Role == "both" {
+		role = config.RoleProxy
+	}
+	return cmd.serve(c, role)
+}
+
+// serve is a daemon of one role. A config that is not whole starts nothing: every error is listed, and the status is 1.
+func (f configFlag) serve(c *console, role config.Role) error {
+	cfg, err := f.load()
+	if err != nil {
+		return listErrors(c.err, err)
+	}
+	log, err := newLog(cfg.Log, c.err)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Sync() }()
+	listeners, err := handedOver()
+	if err != nil {
+		return err
+	}
+	d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: listeners,
+		Ready: func() { notify(sd.SdNotifyReady) }, Reloading: reloading, Reloaded: func() { notify(sd.SdNotifyReady) }})
+	if err != nil {
+		return listErrors(c.err, err)
+	}
+	stop := context.AfterFunc(c.ctx, func() { notify(sd.SdNotifyStopping) })
+	defer stop()
+	return d.Run(c.ctx)
+}
+
+// notify tells the service manager, where there is one. That it does not listen changes nothing.
+func notify(state string) { _, _ = sd.SdNotify(false, state) }
+
+// reloading says that a change of config is under way (sd_notify(3), Type=notify-reload).
+func reloading() {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) == nil {
+		notify(sd.SdNotifyReloading + "\nMONOTONIC_USEC=" + strconv.FormatInt(now.Nano()/1000, 10))
+	}
+}
+
+// handedOver are the listening sockets that the service manager has opened, by their address: a path, or host and port.
+// It holds them while this process is replaced, and callers wait instead of being refused.
+func handedOver() (map[string]net.Listener, error) {
+	out := map[string]net.Listener{}
+	for _, f := range activation.Files(true) {
+		l, err := net.FileListener(f)
+		closed := f.Close()
+		if err != nil || closed != nil {
+			return nil, fmt.Errorf("socket %s from the service manager: %w", f.Name(), errors.Join(err, closed))
+		}
+		if _, taken := out[l.Addr().String()]; taken {
+			return nil, fmt.Errorf("the service manager hands over two sockets for %s", l.Addr())
+		}
+		out[l.Addr().String()] = l
+	}
+	return out, nil
+}
