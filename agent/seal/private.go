@@ -61,10 +61,26 @@ func readAll(r io.Reader, most int64) ([]byte, error) {
 	return text, err
 }
 
-// privateDir makes a folder of mode 0700 when it is missing, and checks it.
+// privateDir makes a folder of mode 0700 when it is missing, durably, and checks it.
 func privateDir(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return fmt.Errorf("seal: %w", err)
+	}
+	var made []string
+	for p := dir; ; p = filepath.Dir(p) {
+		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		made = append(made, p)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("seal: %w", err)
+	}
+	for _, p := range made {
+		if err := syncDir(filepath.Dir(p)); err != nil {
+			return err
+		}
 	}
 	info, err := os.Lstat(dir)
 	if err != nil {
@@ -94,6 +110,11 @@ func write(path string, content []byte, replace bool) error {
 	if err != nil {
 		return fmt.Errorf("seal: %w", err)
 	}
+	return syncDir(dir)
+}
+
+// syncDir makes the names in a folder durable.
+func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return fmt.Errorf("seal: %w", err)
