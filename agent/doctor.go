@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/wardmesh/ward/agent/config"
@@ -20,6 +22,19 @@ type doctorCommand struct {
 	Discover bool     `help:"Look at who serves and who calls FHIR on this host, and propose a config on stdout; nothing is changed."`
 	Probe    bool     `help:"With --discover: ask what may be a FHIR server for /metadata, over loopback."`
 	Report   bool     `help:"Print what a bug report needs, as JSON without patients, users or secrets."`
+}
+
+// Validate refuses what no check could answer, as a mistake in the command line.
+func (cmd doctorCommand) Validate() error {
+	for _, code := range cmd.Codes {
+		if !slices.Contains(doctor.Codes(), code) {
+			return fmt.Errorf("the doctor has no check %q; all are listed by: ward doctor -v", code)
+		}
+	}
+	if cmd.Probe && !cmd.Discover {
+		return errors.New("--probe goes with --discover")
+	}
+	return nil
 }
 
 // Run exits 1 when a check has failed; warnings and skipped checks alone do not.

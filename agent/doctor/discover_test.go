@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -265,5 +266,37 @@ func TestSocketsThatCannotBeRead(t *testing.T) {
 	f.host.Sockets = func() ([]Socket, error) { return nil, errors.New("no") }
 	if _, err := Discover(t.Context(), f.host, DiscoverOptions{}); err == nil {
 		t.Error("nothing was found, silently")
+	}
+}
+
+// A real server on a real port, as whoever runs the tests: it is found where everybody can reach it, and it is known
+// for who it is.
+func TestRealBypass(t *testing.T) {
+	l, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	run := func(uid int, codes ...string) *Report {
+		c, err := config.Parse("/etc/ward/ward.yaml", []byte(strings.Replace(wholeSite, "'unix:/run/hapi/fhir.sock', process: {uid: 992, unit: hapi.service}",
+			"127.0.0.1:"+port+", process: {uid: "+strconv.Itoa(uid)+"}", 1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := Run(t.Context(), Options{Config: c, Path: "/etc/ward/ward.yaml", Host: ThisHost(), Version: "x", Codes: codes})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	if r := run(os.Getuid(), codeUpstreamNetwork); r.Failures != 1 || r.Results[0].Findings[0].What != "FHIR server answers without Ward on 0.0.0.0:"+port {
+		t.Errorf("%+v", r.Results)
+	}
+	if r := run(os.Getuid(), codeUpstreamProcess); r.OK != 1 || len(r.Results) != 1 {
+		t.Errorf("%+v", r.Results)
+	}
+	if r := run(os.Getuid()+1, codeUpstreamProcess); r.Failures != 1 {
+		t.Errorf("%+v", r.Results)
 	}
 }

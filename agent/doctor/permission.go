@@ -52,7 +52,7 @@ func stateModes(_ context.Context, x *examination) []Finding {
 // trails is the folders in which this host has an audit log.
 func (x *examination) trails() []string {
 	var out []string
-	for _, r := range []config.Role{config.RoleRun, config.RoleAgent, config.RoleEgress, config.RoleIngress, config.RoleMesh} {
+	for _, r := range []config.Role{config.RoleRun, config.RoleAgent, config.RoleEgress, config.RoleIngress, config.RoleProxy, config.RoleMesh} {
 		for _, dir := range []string{x.cfg.Trail(r), x.cfg.SecondTrail(r)} {
 			if info, err := os.Stat(x.host.in(dir)); dir != "" && err == nil && info.IsDir() && !slices.Contains(out, dir) {
 				out = append(out, dir)

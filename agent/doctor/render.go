@@ -26,7 +26,7 @@ func (r *Report) Write(w io.Writer, verbose bool) error {
 	for _, res := range r.Results {
 		switch {
 		case res.Level == Skip && verbose:
-			fmt.Fprintf(&b, "SKIP  %s [%s]: %s\n", res.Name, res.Code, plain(sentence(1, res.Reason)))
+			fmt.Fprintf(&b, "SKIP  %s [%s]: %s\n", res.Name, res.Code, plain("it "+singular(res.Reason)))
 		case res.Level == Skip:
 			if count[res.Reason]++; !slices.Contains(reasons, res.Reason) {
 				reasons = append(reasons, res.Reason)
@@ -56,10 +56,19 @@ func (r *Report) Write(w io.Writer, verbose bool) error {
 
 // sentence is a reason after its count: "1 check needs root", "3 checks need root".
 func sentence(n int, reason string) string {
-	if verb, rest, ok := strings.Cut(reason, " "); ok && n == 1 && verb != "cannot" {
-		reason = verb + "s " + rest
+	if n == 1 {
+		reason = singular(reason)
 	}
 	return plural(n, "check") + " " + reason
+}
+
+// singular is a reason as one check would say it: it needs, waits, asks, finds, cannot.
+func singular(reason string) string {
+	verb, rest, ok := strings.Cut(reason, " ")
+	if !ok || verb == "cannot" {
+		return reason
+	}
+	return verb + "s " + rest
 }
 
 // plain makes a line of text of what others may have written: nothing in it can end the line, move the cursor or turn
