@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -41,8 +42,16 @@ func decode(f frame) (Entry, error) {
 // Scan gives the records from index from on, oldest first, up to the last whole one. It checks lines, not the tree:
 // that is Verify's. It ends with an error when there is one; a damaged log is an ErrCorrupt.
 func Scan(ctx context.Context, dir string, from int64) iter.Seq2[Entry, error] {
+	return scan(ctx, cursor{dir: dir, next: from})
+}
+
+func scan(ctx context.Context, begin cursor) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		c := &cursor{dir: dir, next: from}
+		c := begin
+		dir := c.dir
+		if segments, err := listSegments(dir); err == nil && len(segments) > 0 {
+			c.next = max(c.next, segments[0].first) // what was before is no longer kept
+		}
 		defer c.close()
 		for {
 			e, err := c.read(ctx)
@@ -121,6 +130,8 @@ type cursor struct {
 	over bool
 	done bool  // a segment was read to its end,
 	last int64 // the one that begins with this record
+	// other is told of records that another version of Ward wrote, and says whether to go on without them. Nil: no.
+	other func(json []byte) bool
 }
 
 func (c *cursor) close() {
@@ -148,6 +159,10 @@ func (c *cursor) read(ctx context.Context) (Entry, error) {
 			continue
 		case err == nil:
 			e, err := decode(f)
+			if err != nil && c.other != nil && c.other(f.json) {
+				c.next = f.index + 1
+				continue
+			}
 			if err != nil {
 				return Entry{}, corrupt(c.r.path, f.index, at, "%v", err)
 			}
@@ -204,6 +219,9 @@ func (c *cursor) open() (Entry, error) {
 		return e, nil
 	}
 	r, err := openSegment(segments[i])
+	if errors.Is(err, fs.ErrNotExist) { // removed for its age or size just now
+		return c.open()
+	}
 	var d *damage
 	if errors.As(err, &d) {
 		if i == len(segments)-1 && !d.sure {
