@@ -45,6 +45,13 @@
 // Refusals, which an attacker can have as many of as he likes, are kept in bounds by a Budget in front of the log. A
 // Trail is two logs on two disks, of which the second stands in for the first.
 //
+// # Retention
+//
+// The oldest segments can be removed for their age or size, each after a record of its own that says what it was and
+// from which hashes the tree goes on, and that a checkpoint covers before the file goes (Removal). Verify asks for that
+// record: records that are missing without one were not removed by the log. By whom the clock is wrong by years, time
+// that is kept is cut short; a log that must not lose anything by that is bounded by size.
+//
 // # Threat
 //
 // Who can write the files but does not hold the key cannot change what a checkpoint covers unseen. Who holds both
@@ -85,6 +92,11 @@ type Options struct {
 	// Reserve is how many bytes are allocated ahead for emergencies (see Emergency) when nothing else can be recorded
 	// for want of room. 0: none.
 	Reserve int64
+
+	// Keep and MaxSize are how old a segment gets and how many bytes all of them have before the oldest is removed. The
+	// one that is being written stays. 0: no bound.
+	Keep    time.Duration
+	MaxSize int64
 
 	SegmentSize int64 // bytes after which a new segment begins; 64 MiB
 	MinFree     int64 // bytes that must stay free on the file system, for others; 64 MiB
@@ -166,7 +178,7 @@ func (o *Options) setDefaults() error {
 		return errors.New("audit: Options.Key needs both a Signer and its Verifier")
 	case o.Logger == nil || o.Registerer == nil:
 		return errors.New("audit: Options.Logger and Options.Registerer must be given")
-	case o.SegmentSize < 0 || o.MinFree < 0 || o.Reserve < 0 || o.Retry < 0 || o.QueueRecords < 0 || o.QueueBytes < 0 || o.CheckpointRecords < 0 ||
+	case o.SegmentSize < 0 || o.MinFree < 0 || o.Reserve < 0 || o.Retry < 0 || o.Keep < 0 || o.MaxSize < 0 || o.QueueRecords < 0 || o.QueueBytes < 0 || o.CheckpointRecords < 0 ||
 		o.Patience < 0 || o.FlushEvery < 0 || o.CheckpointEvery < 0:
 		return errors.New("audit: Options has a negative size or duration")
 	}
@@ -178,6 +190,9 @@ func (o *Options) setDefaults() error {
 		o.KeyFile = o.Dir + ".key"
 	}
 	setDefault(&o.SegmentSize, 64<<20)
+	if o.MaxSize > 0 {
+		o.SegmentSize = max(1, min(o.SegmentSize, o.MaxSize/4)) // whole segments are removed
+	}
 	setDefault(&o.MinFree, 64<<20)
 	setDefault(&o.QueueRecords, 4096)
 	setDefault(&o.QueueBytes, 8<<20)
@@ -228,7 +243,7 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 	l.lock = lock
 	l.refill()
 	l.setReserve()
-	go l.run()
+	l.start()
 	return l, nil
 }
 

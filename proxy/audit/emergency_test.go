@@ -169,6 +169,9 @@ func TestEmergencyAmongOthers(t *testing.T) {
 	var plain, urgent []proxy.Receipt
 	for _, r := range []*proxy.Record{big, emergency("one"), big, emergency("two"), refusal("small")} {
 		receipt, err := l.Append(r)
+		if errors.Is(err, ErrFull) && !Emergency(r) {
+			continue // the disk was found full by now
+		}
 		if err != nil {
 			t.Fatal(err)
 		}

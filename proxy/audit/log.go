@@ -28,6 +28,10 @@ type Log struct {
 	closed  chan struct{}
 	once    sync.Once
 
+	retaining sync.WaitGroup
+	rotated   chan struct{}   // a segment has ended
+	signNow   chan chan error // asks for a checkpoint
+
 	durable atomic.Int64 // records that are safe on the disk
 	signed  atomic.Int64 // records that the last checkpoint covers
 
@@ -69,6 +73,7 @@ const flushBytes = 256 << 10
 
 func newLog(o Options, s *state, m *metrics) *Log {
 	l := &Log{o: o, m: m, kick: make(chan struct{}, 1), closing: make(chan struct{}), closed: make(chan struct{}),
+		rotated: make(chan struct{}, 1), signNow: make(chan chan error),
 		due: time.NewTimer(math.MaxInt64), again: time.NewTimer(math.MaxInt64)}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.scratch.New = func() any { b := make([]byte, 0, 1024); return &b }
@@ -88,6 +93,13 @@ func (l *Log) begin(s *state) {
 	l.mu.Lock()
 	l.next = s.tree.n
 	l.mu.Unlock()
+}
+
+// start begins to write.
+func (l *Log) start() {
+	l.retaining.Add(1)
+	go l.run()
+	go l.retain()
 }
 
 // Append adds r to the log; r may be used again at once. While the queue is full it waits up to Options.Patience for
@@ -220,6 +232,7 @@ func (l *Log) Close() error {
 		}
 		l.mu.Unlock()
 		l.cancel()
+		l.retaining.Wait()
 		close(l.closing)
 	})
 	<-l.closed

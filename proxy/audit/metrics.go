@@ -17,6 +17,7 @@ type metrics struct {
 
 	commits         prometheus.Histogram
 	rotations, torn prometheus.Counter
+	removed         prometheus.Counter
 	size, signed    prometheus.Gauge
 	failed, full    prometheus.Gauge
 	cacheLost       prometheus.Gauge
@@ -38,6 +39,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		events:    records.WithLabelValues(string(proxy.StageEvent)),
 		others:    records.WithLabelValues("other"),
 		rotations: prometheus.NewCounter(prometheus.CounterOpts{Name: "ward_audit_rotations_total", Help: "Segments of the audit log that were completed."}),
+		removed:   prometheus.NewCounter(prometheus.CounterOpts{Name: "ward_audit_removed_segments_total", Help: "Segments of the audit log that were removed for their age or size."}),
 		torn:      prometheus.NewCounter(prometheus.CounterOpts{Name: "ward_audit_torn_bytes_total", Help: "Bytes left by interrupted writes that were moved aside when the audit log was opened."}),
 		commits: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ward_audit_commit_seconds",
 			Help: "Time to write and sync one batch of audit records.", Buckets: prometheus.ExponentialBuckets(50e-6, 2, 16)}),
@@ -48,7 +50,7 @@ func newMetrics(registry prometheus.Registerer) (*metrics, error) {
 		full:      gauge("ward_audit_full", "1 while the audit log refuses records because its disk has no room."),
 		cacheLost: gauge("ward_audit_hashes_lost", "1 when the audit log's hashes file cannot be written; it is made again at the next start."),
 	}
-	m.collectors = []prometheus.Collector{records, m.rotations, m.torn, m.commits, m.size, m.signed, m.failed, m.full, m.cacheLost, m.reserve}
+	m.collectors = []prometheus.Collector{records, m.rotations, m.removed, m.torn, m.commits, m.size, m.signed, m.failed, m.full, m.cacheLost, m.reserve}
 	for i, c := range m.collectors {
 		if err := registry.Register(c); err != nil {
 			m.collectors = m.collectors[:i]

@@ -186,7 +186,7 @@ func load(l proxy.Recorder) (durable *atomic.Int64, stop func() map[string]bool)
 	return durable, func() map[string]bool { cancel(); work.Wait(); return kept }
 }
 
-func until(t *testing.T, what string, done func() bool) {
+func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

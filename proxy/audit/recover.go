@@ -65,7 +65,7 @@ func recoverLog(ctx context.Context, o Options, existing bool) (*state, error) {
 		}
 		return r.begin()
 	}
-	if err := r.checkChain(); err != nil {
+	if err := r.checkChain(ctx); err != nil {
 		return nil, err
 	}
 	t, err := r.readRecords(ctx)
@@ -153,8 +153,11 @@ func (r *recovery) setAside() error {
 }
 
 // checkChain proves that no segment is missing and that each ends where the next one begins.
-func (r *recovery) checkChain() error {
-	next := int64(0)
+func (r *recovery) checkChain(ctx context.Context) error {
+	if _, err := findRemoval(ctx, r.Dir, r.segments); err != nil {
+		return err
+	}
+	next := r.segments[0].first
 	for i, s := range r.segments {
 		if s.first != next {
 			return corrupt(filepath.Join(r.Dir, segmentName(next)), next, 0, "the segment is missing; the next one begins at record %d", s.first)
@@ -224,6 +227,15 @@ func (r *recovery) readRecords(ctx context.Context) (*tree, error) {
 			return nil, err
 		}
 		t, from = newTree(file), 0
+		removal, err := findRemoval(ctx, r.Dir, r.segments)
+		if err == nil && removal != nil {
+			t.start(removal)
+			err = t.store()
+		}
+		if err != nil {
+			t.close()
+			return nil, err
+		}
 	}
 	for i, s := range r.segments[from:] {
 		if err := r.readSegment(ctx, t, s, from+i == len(r.segments)-1); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 	"golang.org/x/sys/unix"
@@ -23,8 +25,12 @@ import (
 
 // Report is what Verify proved.
 type Report struct {
-	Origin      string
-	Records     int64
+	Origin  string
+	Records int64 // that are there
+	// Begin is the index of the first of them. Those before were removed by the log itself, segment by segment, the
+	// last of them by Removal, which it recorded and signed first.
+	Begin       int64
+	Removal     *Removal
 	Segments    int
 	Bytes       int64
 	Checkpoints int64
@@ -56,12 +62,20 @@ type Intent struct {
 // ErrCorrupt when the log is not whole, and names the first thing that is wrong; the Report then tells how far the
 // proof went.
 func Verify(ctx context.Context, dir string, keys ...note.Verifier) (*Report, error) {
-	v := &verification{dir: dir, tree: newMemoryTree(), keys: note.VerifierList(keys...), open: map[string]Intent{},
-		report: &Report{Stages: map[proxy.Stage]int64{}}}
-	err := v.run(ctx)
-	v.report.Root = v.tree.root()
-	v.report.Presumed = slices.SortedFunc(maps.Values(v.open), func(a, b Intent) int { return cmp.Compare(a.Index, b.Index) })
-	return v.report, err
+	for {
+		v := &verification{dir: dir, tree: newMemoryTree(), keys: note.VerifierList(keys...), open: map[string]Intent{},
+			report: &Report{Stages: map[proxy.Stage]int64{}}}
+		err := v.run(ctx)
+		if errors.Is(err, fs.ErrNotExist) && len(v.segments) > 0 {
+			// Removed by the writer just now: the log begins elsewhere. A segment that is missing otherwise is found by that.
+			if again, lerr := listSegments(dir); lerr == nil && len(again) > 0 && again[0].first > v.segments[0].first {
+				continue
+			}
+		}
+		v.report.Root = v.tree.root()
+		v.report.Presumed = slices.SortedFunc(maps.Values(v.open), func(a, b Intent) int { return cmp.Compare(a.Index, b.Index) })
+		return v.report, err
+	}
 }
 
 type verification struct {
@@ -75,6 +89,8 @@ type verification struct {
 	signed   int64      // what the last one covers
 	proved   int64      // what the last one that was met covers
 	open     map[string]Intent
+	begin    int64 // the first record that is left
+	told     int64 // how many records there are up to the one that tells of the removal of what was before
 	report   *Report
 }
 
@@ -83,7 +99,7 @@ func (v *verification) run(ctx context.Context) error {
 	if v.segments, err = listSegments(v.dir); err != nil {
 		return err
 	}
-	if len(v.segments) == 0 || v.segments[0].first != 0 {
+	if len(v.segments) == 0 {
 		return corrupt(filepath.Join(v.dir, segmentName(0)), 0, 0, "the first segment is missing")
 	}
 	if v.report.Aside, err = filepath.Glob(filepath.Join(globEscape(v.dir), "*"+tornMark+"*")); err != nil {
@@ -100,14 +116,28 @@ func (v *verification) run(ctx context.Context) error {
 	first.close()
 	v.report.Origin = first.header.Origin
 
+	removal, err := findRemoval(ctx, v.dir, v.segments)
+	if err != nil {
+		return err
+	}
+	if removal != nil {
+		v.tree.start(removal)
+		v.begin, v.report.Begin, v.report.Removal = removal.To, removal.To, removal
+	}
 	// The checkpoints are read before the records: whatever they cover is in the segments by now.
 	if v.points, err = openCheckpointFile(v.dir, v.report.Origin, v.keys); err != nil {
 		return err
 	}
 	defer v.points.close()
 	v.signed = v.points.last
-	if v.segments, err = listSegments(v.dir); err != nil {
+	now, err := listSegments(v.dir)
+	if err != nil {
 		return err
+	}
+	for _, s := range now { // those from the beginning on that was just found
+		if s.first > v.segments[len(v.segments)-1].first {
+			v.segments = append(v.segments, s)
+		}
 	}
 	if err := v.advance(); err != nil {
 		return err
@@ -120,6 +150,12 @@ func (v *verification) run(ctx context.Context) error {
 			return err
 		}
 		v.report.Segments++
+	}
+	if removal != nil && v.told == 0 {
+		return corrupt(v.segments[0].path, removal.To, 0, "the removal of what was before it is not in the log")
+	}
+	if removal != nil && v.told > v.report.Signed {
+		return corrupt(v.segments[0].path, removal.To, 0, "the removal of what was before it is not signed")
 	}
 	if v.more {
 		s := v.segments[len(v.segments)-1]
@@ -135,6 +171,10 @@ func (v *verification) advance() error {
 			var err error
 			if v.next, v.more, err = v.points.next(); err != nil || !v.more {
 				return err
+			}
+			if v.next.N < v.begin { // over what was removed; its signature is good
+				v.more = false
+				continue
 			}
 			if v.next.N < v.tree.n {
 				return corrupt(v.points.path, v.next.N, v.points.at, "a checkpoint over %d records follows one over %d", v.next.N, v.tree.n)
@@ -217,10 +257,12 @@ func (v *verification) segment(ctx context.Context, s segment, last bool) error 
 // count takes one record into the report.
 func (v *verification) count(f frame) error {
 	var r struct {
-		Schema   string      `json:"schema"`
-		Stage    proxy.Stage `json:"stage"`
-		Time     time.Time   `json:"time"`
-		Decision string      `json:"decision"`
+		Schema   string         `json:"schema"`
+		Stage    proxy.Stage    `json:"stage"`
+		Time     time.Time      `json:"time"`
+		Decision string         `json:"decision"`
+		Event    string         `json:"event"`
+		Data     jsontext.Value `json:"data"`
 	}
 	if err := jsonv2.Unmarshal(f.json, &r); err != nil || r.Schema != proxy.RecordSchema {
 		return fmt.Errorf("the record is not one of %s", proxy.RecordSchema)
@@ -230,6 +272,15 @@ func (v *verification) count(f frame) error {
 	}
 	v.report.Last = r.Time
 	v.report.Stages[r.Stage]++
+	if r.Event == EventRemoved {
+		removal, err := parseRemoval(r.Data)
+		if err != nil {
+			return err
+		}
+		if removal.To == v.begin {
+			v.told = f.index + 1
+		}
+	}
 	switch r.Stage {
 	case proxy.StageIntent:
 		key := r.Decision

@@ -21,6 +21,8 @@ func (l *Log) run() {
 			l.slim()
 			l.refill()
 			l.sign()
+		case done := <-l.signNow:
+			done <- l.signAll()
 		case <-l.again.C:
 			l.reopen()
 		case <-l.closing:
@@ -165,10 +167,35 @@ func (l *Log) rotate() error {
 	}
 	l.state.segment = next
 	l.m.rotations.Inc()
+	select {
+	case l.rotated <- struct{}{}:
+	default:
+	}
 	if err := old.finish(); err != nil {
 		l.o.Logger.Warn("an audit segment did not close; its records are durable", zap.Error(err))
 	}
 	return nil
+}
+
+// signAll makes a checkpoint now, out of the reserve if it must be.
+func (l *Log) signAll() error {
+	if l.state == nil {
+		return l.Err()
+	}
+	err := l.checkpoint()
+	if errors.Is(err, ErrFull) && l.state.reserve.give(reserveStep) == nil {
+		l.setReserve()
+		c := l.state.checkpoints
+		if err = c.Reserve(c.size, reserveStep); err != nil {
+			return noRoom(err, "reserving room in %s", c.path)
+		}
+		c.reserved = c.size + reserveStep
+		err = l.checkpoint()
+	}
+	if err != nil && !errors.Is(err, ErrFull) {
+		l.fail(nil, err)
+	}
+	return err
 }
 
 // sign makes a checkpoint; while the disk is full it is put off.
