@@ -479,3 +479,20 @@ func TestAnswersThatAreNotSound(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkRoundTrip is Borrow without the kernel's part: what the protocol itself costs, at both ends.
+func BenchmarkRoundTrip(b *testing.B) {
+	w := serve(b, []*workload.Entry{portal()})
+	w.again(someConn, newProcess("unix.uid", "1000"))
+	c := w.client()
+	held := w.borrow(c, someConn)
+	defer held.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		l, err := c.Borrow(b.Context(), someConn)
+		if err != nil {
+			b.Fatal(err)
+		}
+		l.Close()
+	}
+}
