@@ -20,7 +20,7 @@ type observedCommand struct {
 // Run says what enforcing would have refused, and for each service whether it can be enforced.
 func (cmd observedCommand) Run(c *console) error {
 	report := proxy.NewObserveReport()
-	if err := cmd.each(c, report.Add); err != nil {
+	if err := cmd.each(c, report.Add, report.Skip); err != nil {
 		return err
 	}
 	report.Finish()
@@ -34,6 +34,11 @@ func writeObserved(w io.Writer, r *proxy.ObserveReport) error {
 	if len(r.Services) == 0 {
 		_, err := fmt.Fprintln(w, "no observed call is recorded; a service is observed with `mode: observe` and `observe_until`")
 		return err
+	}
+	if r.Unreadable > 0 {
+		if _, err := fmt.Fprintf(w, "%d records of another version of Ward are left out\n", r.Unreadable); err != nil {
+			return err
+		}
 	}
 	for i, s := range r.Services {
 		if i > 0 {

@@ -20,7 +20,7 @@ func (cmd replayCommand) Run(c *console) error {
 		return err
 	}
 	replay := policy.NewReplay(set)
-	if err := cmd.each(c, replay.Add); err != nil {
+	if err := cmd.each(c, replay.Add, replay.Skip); err != nil {
 		return err
 	}
 	r := replay.Report()

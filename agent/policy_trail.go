@@ -33,7 +33,8 @@ type recordedFlags struct {
 }
 
 // each gives every record that is meant to add, oldest first. The trail may be any size: nothing of it is kept here.
-func (f recordedFlags) each(c *console, add func(*proxy.Record)) error {
+// other is called for each record that another version of Ward wrote.
+func (f recordedFlags) each(c *console, add func(*proxy.Record), other func()) error {
 	dirs := []string{f.Audit}
 	if f.Audit == "" {
 		cfg, err := f.load()
@@ -54,7 +55,7 @@ func (f recordedFlags) each(c *console, add func(*proxy.Record)) error {
 		defer slow.Stop()
 	}
 	for _, dir := range dirs {
-		for e, err := range audit.Scan(c.ctx, dir, 0) {
+		for e, err := range audit.ScanKnown(c.ctx, dir, 0, func(string) { other() }) {
 			if err != nil {
 				return err
 			}

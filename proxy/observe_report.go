@@ -13,9 +13,12 @@ import (
 type ObserveReport struct {
 	Schema   string           `json:"schema"` // ObserveSchema
 	Services []*ObservedCalls `json:"services"`
-	index    map[string]*ObservedCalls
-	seed     maphash.Seed
-	people   int // that can still be told apart
+	// Unreadable is how many records another version of Ward wrote.
+	Unreadable int64 `json:"unreadable,omitempty"`
+
+	index  map[string]*ObservedCalls
+	seed   maphash.Seed
+	people int // that can still be told apart
 }
 
 // ObserveSchema names the shape of ObserveReport; fields are only ever added.
@@ -98,6 +101,9 @@ func (o *ObserveReport) Add(r *Record) {
 		}
 	}
 }
+
+// Skip counts a record that another version of Ward wrote.
+func (o *ObserveReport) Skip() { o.Unreadable++ }
 
 func (o *ObserveReport) find(s *ObservedCalls, r *Record, key findingKey, served bool) *ObservedFinding {
 	f := s.index[key]

@@ -39,7 +39,7 @@ type ReplayReport struct {
 
 	Failed     int64 `json:"policy_errors"` // of Calls: those on which a policy of the new set cannot be evaluated
 	Undecided  int64 `json:"undecided"`     // calls that never reached policy
-	Unreadable int64 `json:"unreadable"`    // records whose inputs another version of Ward wrote
+	Unreadable int64 `json:"unreadable"`    // records that another version of Ward wrote
 
 	Refused []ReplayChange `json:"refused,omitempty"`
 	Allowed []ReplayChange `json:"allowed,omitempty"`
@@ -126,6 +126,9 @@ func (p *Replay) Add(r *proxy.Record) {
 		p.change(r, in, at, false)
 	}
 }
+
+// Skip counts a record that another version of Ward wrote.
+func (p *Replay) Skip() { p.report.Unreadable++ }
 
 // decideAll decides a whole call, as Decide does, and says which interaction it was that decided.
 func (s *Set) decideAll(in *inputs) (effect proxy.Effect, at int, failed bool) {
