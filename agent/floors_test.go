@@ -23,7 +23,7 @@ import (
 //	0  attest · proxy/fhir · proxy/wire, with what lies beneath them
 //	1  workload (may import attest) · proxy (may import proxy/fhir and proxy/wire)
 //	2  sub-packages: their own root and floor 0 of their own tree, never a sibling
-//	3  agent/config, agent/authority, agent/admin: nothing of Ward · agent/sandbox, which says what a config needs: agent/config
+//	3  agent/config, agent/authority, agent/seal, agent/admin: nothing of Ward · agent/sandbox, which says what a config needs: agent/config
 //	4  agent/daemon, which alone joins the trees · agent/up, which alone may import the examples · agent/doctor, which
 //	   looks from outside and stands on agent/config and agent/admin alone
 //	5  agent
@@ -215,6 +215,8 @@ func TestFloorRules(t *testing.T) {
 		{"agent/config", "proxy", false, false},
 		{"agent/config", "agent/admin", false, false},
 		{"agent/authority", "workload", false, true},
+		{"agent/authority", "agent/seal", false, true},
+		{"agent/seal", "agent/authority", false, true},
 		{"agent/admin", "agent/config", false, true},
 		{"agent/doctor", "agent/config", true, true},
 		{"agent/doctor", "attest", false, true},
