@@ -41,10 +41,10 @@ const (
 	maxEventSize = 128 // 40 today
 )
 
-// event is one message of the proc connector. Of an acknowledgement there is seq and errno, of others tgid.
+// event is one message of the proc connector. Of an acknowledgement there is ack and errno, of others tgid.
 type event struct {
 	what  uint32
-	seq   uint32
+	ack   uint32
 	errno uint32
 	tgid  int
 }
@@ -82,8 +82,8 @@ func (c *connector) subscribe(patience time.Duration) error {
 	// Whoever shares the network namespace hears the answers to others too, even when it gets none itself.
 	var random [4]byte
 	_, _ = rand.Read(random[:])
-	seq := binary.NativeEndian.Uint32(random[:])
-	if err := c.listen(procAll, seq); err != nil {
+	question := binary.NativeEndian.Uint32(random[:])
+	if err := c.listen(procAll, question); err != nil {
 		return err
 	}
 	if err := c.file.SetReadDeadline(time.Now().Add(patience)); err != nil {
@@ -99,7 +99,7 @@ func (c *connector) subscribe(patience time.Duration) error {
 		case err != nil:
 			return err
 		}
-		if e.what != procNone || e.seq != seq {
+		if e.what != procNone || e.ack != question+1 {
 			continue
 		}
 		if e.errno != 0 {
@@ -110,11 +110,12 @@ func (c *connector) subscribe(patience time.Duration) error {
 	if err := c.file.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}
-	return c.listen(procExec|procUID|procGID, seq)
+	return c.listen(procExec|procUID|procGID, question)
 }
 
-// listen asks for the events of mask.
-func (c *connector) listen(mask, seq uint32) error {
+// listen asks for the events of mask. The acknowledgement tells the number of the question, plus one, as its ack; its
+// seq only counts messages.
+func (c *connector) listen(mask, question uint32) error {
 	const bodySize = 8 // struct proc_input
 	var b [unix.SizeofNlMsghdr + cnMsgSize + bodySize]byte
 	h := binary.NativeEndian
@@ -123,7 +124,7 @@ func (c *connector) listen(mask, seq uint32) error {
 	m := b[unix.SizeofNlMsghdr:]
 	h.PutUint32(m[0:], cnIdxProc)
 	h.PutUint32(m[4:], cnValProc)
-	h.PutUint32(m[8:], seq)
+	h.PutUint32(m[12:], question)
 	h.PutUint16(m[16:], bodySize)
 	h.PutUint32(m[20:], procListen)
 	h.PutUint32(m[24:], mask)
@@ -182,9 +183,10 @@ func parseEvent(b []byte) (event, error) {
 	if h.Uint32(m) != cnIdxProc || h.Uint32(m[4:]) != cnValProc || int(h.Uint16(m[16:])) != len(p) {
 		return event{}, errEvent
 	}
-	e := event{what: h.Uint32(p), seq: h.Uint32(m[8:])}
+	e := event{what: h.Uint32(p)}
 	switch e.what {
 	case procNone:
+		e.ack = h.Uint32(m[12:])
 		if e.errno = h.Uint32(p[16:]); e.errno >= 4096 {
 			return event{}, errEvent
 		}

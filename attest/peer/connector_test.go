@@ -25,7 +25,7 @@ func message(what uint32, data ...uint32) []byte {
 	m := b[unix.SizeofNlMsghdr:]
 	h.PutUint32(m, cnIdxProc)
 	h.PutUint32(m[4:], cnValProc)
-	h.PutUint32(m[8:], 77)
+	h.PutUint32(m[12:], 77)
 	h.PutUint16(m[16:], uint16(len(p)))
 	return append(b, p...)
 }
@@ -35,13 +35,13 @@ func TestParseEvent(t *testing.T) {
 		message []byte
 		want    event
 	}{
-		"exec of a thread":  {message(procExec, 12, 11), event{what: procExec, seq: 77, tgid: 11}},
-		"change of user":    {message(procUID, 12, 11, 1, 1), event{what: procUID, seq: 77, tgid: 11}},
-		"change of group":   {message(procGID, 12, 11, 1, 1), event{what: procGID, seq: 77, tgid: 11}},
-		"acknowledgement":   {message(procNone), event{what: procNone, seq: 77}},
-		"refusal":           {message(procNone, 1), event{what: procNone, seq: 77, errno: 1}},
-		"fork, not used":    {message(1, 1, 1, 2, 2), event{what: 1, seq: 77}},
-		"unknown, not used": {message(0x1000, 0, 0), event{what: 0x1000, seq: 77}},
+		"exec of a thread":  {message(procExec, 12, 11), event{what: procExec, tgid: 11}},
+		"change of user":    {message(procUID, 12, 11, 1, 1), event{what: procUID, tgid: 11}},
+		"change of group":   {message(procGID, 12, 11, 1, 1), event{what: procGID, tgid: 11}},
+		"acknowledgement":   {message(procNone), event{what: procNone, ack: 77}},
+		"refusal":           {message(procNone, 1), event{what: procNone, ack: 77, errno: 1}},
+		"fork, not used":    {message(1, 1, 1, 2, 2), event{what: 1}},
+		"unknown, not used": {message(0x1000, 0, 0), event{what: 0x1000}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := parseEvent(c.message); err != nil || got != c.want {
