@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,15 +30,19 @@ var domain = spiffeid.RequireTrustDomainFromString("clinic.example")
 // clinic is an authority, and a folder in which its SVIDs are kept.
 type clinic struct {
 	*authority.Authority
-	dir string
-	now time.Time
+	dir   string
+	ahead atomic.Int64 // of the clock, in nanoseconds
 }
+
+func (c *clinic) now() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) }
+
+func (c *clinic) forward(d time.Duration) { c.ahead.Add(int64(d)) }
 
 func newClinic(t testing.TB) *clinic {
 	t.Helper()
-	c := &clinic{dir: filepath.Join(t.TempDir(), "state", "svids"), now: time.Now().Truncate(time.Second)}
+	c := &clinic{dir: filepath.Join(t.TempDir(), "state", "svids")}
 	a, err := authority.Open(context.Background(), authority.Options{Dir: filepath.Join(t.TempDir(), "ca"), TrustDomain: domain, Logger: zap.NewNop(),
-		Clock: func() time.Time { return c.now }})
+		Clock: c.now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +53,7 @@ func newClinic(t testing.TB) *clinic {
 
 func (c *clinic) open(t testing.TB, box *seal.Box) (*seal.Keep, *seal.Kept) {
 	t.Helper()
-	k, kept, err := seal.OpenKeep(seal.KeepOptions{Dir: c.dir, Box: box, TrustDomain: domain, Clock: func() time.Time { return c.now }})
+	k, kept, err := seal.OpenKeep(seal.KeepOptions{Dir: c.dir, Box: box, TrustDomain: domain, Clock: c.now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,12 +139,12 @@ func TestKeep(t *testing.T) {
 	}
 
 	// What ends is gone, on opening and while it is open.
-	c.now = c.now.Add(time.Minute)
+	c.forward(time.Minute)
 	k, kept = c.open(t, box)
 	if len(kept.SVIDs) != 2 || len(kept.Dropped) != 1 || !errors.Is(kept.Dropped[0].Err, seal.ErrExpired) {
 		t.Errorf("after a minute: %+v", kept)
 	}
-	c.now = c.now.Add(time.Hour)
+	c.forward(time.Hour)
 	c.save(t, k, c.svid(t, "lab", time.Hour))
 	if entries, err = os.ReadDir(c.dir); err != nil || len(entries) != 2 {
 		t.Errorf("after an hour the folder holds %v, %v", entries, err)
@@ -260,7 +265,7 @@ func TestKeepIsNotBelieved(t *testing.T) {
 				t.Errorf("left are %v %v", left, unfinished)
 			}
 			// Once the day is over, nothing of it is left.
-			here.now = here.now.Add(25 * time.Hour)
+			here.forward(25 * time.Hour)
 			here.open(t, box)
 			if left, _ := filepath.Glob(filepath.Join(here.dir, "*.svid")); len(left) != 0 {
 				t.Errorf("after a day are left %v", left)
