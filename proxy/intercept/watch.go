@@ -126,13 +126,15 @@ func (t *Table) follow(w *fsnotify.Watcher) error {
 	if maps.Equal(cgroups, t.cgroups) {
 		return nil
 	}
-	for unit := range t.rules.units() {
-		if now := cgroups[unit]; now != t.cgroups[unit] {
-			t.o.Log.Info("a unit whose traffic is intercepted has started or stopped", zap.String("unit", unit), zap.Bool("runs", now.id != 0))
-		}
-	}
+	before := t.cgroups
 	if err := t.write(*t.rules, cgroups); err != nil {
 		t.o.Log.Error("the traffic of a unit is not intercepted", zap.Error(err))
+		return nil
+	}
+	for unit := range t.rules.units() {
+		if now := cgroups[unit]; now != before[unit] {
+			t.o.Log.Info("a unit whose traffic is intercepted has started or stopped", zap.String("unit", unit), zap.Bool("runs", now.id != 0))
+		}
 	}
 	return nil
 }

@@ -2,8 +2,9 @@
 // else about it has to change.
 //
 // It is an authoritative responder for one zone, on a loopback address, and nothing more: no recursion, no
-// forwarding, no zone transfer, no cache. A names the address on which egress listens (egress routes by the name in
-// the request); SRV adds the port; AAAA is an empty answer with an SOA, so that resolvers do not wait or look
+// forwarding, no zone transfer, no cache. A names the service's virtual address, where packet rules lead what is sent to
+// them to egress (see [Addresses]), and otherwise the address on which egress listens; egress routes by the name in the
+// request. SRV adds the port; AAAA is an empty answer with an SOA, so that resolvers do not wait or look
 // elsewhere; names outside the zone are REFUSED, unknown names inside are NXDOMAIN with an SOA.
 //
 // Names route, identities authenticate: a wrong answer here costs availability, never identity. What the responder
@@ -33,10 +34,18 @@ type Directory interface {
 	Names() []string
 }
 
-// Options configures a Responder. All fields must be set.
+// Locator knows the virtual addresses of services. Implemented by *Addresses.
+type Locator interface {
+	// Address is where the service of this name is reached; not valid when it has no address.
+	Address(service string) netip.Addr
+}
+
+// Options configures a Responder. All fields must be set, but for Virtual.
 type Options struct {
-	Zone     string         // `mesh.internal`
-	Egress   netip.AddrPort // where egress listens
+	Zone   string         // `mesh.internal`
+	Egress netip.AddrPort // where egress listens
+	// Virtual is set where packet rules lead virtual addresses to egress. Without it names lead to Egress itself.
+	Virtual  Locator
 	Services Directory
 	Log      *zap.Logger
 	Metrics  prometheus.Registerer
@@ -46,6 +55,7 @@ type Options struct {
 type Responder struct {
 	zone     string // fully qualified, lower case
 	egress   netip.AddrPort
+	virtual  Locator
 	services Directory
 	log      *zap.Logger
 	queries  *prometheus.CounterVec
@@ -59,7 +69,7 @@ func New(o Options) (*Responder, error) {
 	if !o.Egress.Addr().Is4() {
 		return nil, fmt.Errorf("mesh: egress must listen on an IPv4 address to be reached by name, not on %s", o.Egress)
 	}
-	r := &Responder{zone: dns.CanonicalName(o.Zone), egress: o.Egress, services: o.Services, log: o.Log,
+	r := &Responder{zone: dns.CanonicalName(o.Zone), egress: o.Egress, virtual: o.Virtual, services: o.Services, log: o.Log,
 		queries: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_dns_queries_total", Help: "Mesh DNS queries by answer."}, []string{"rcode"})}
 	return r, o.Metrics.Register(r.queries)
 }
@@ -77,9 +87,22 @@ func (r *Responder) Serve(ctx context.Context, address string, ready func(net.Ad
 		_ = l.Close()
 		return fmt.Errorf("mesh: %w", err)
 	}
-	servers := []*dns.Server{
-		{PacketConn: pc, Handler: r, UDPSize: dns.DefaultMsgSize},
-		{Listener: l, Handler: r, ReadTimeout: 5 * time.Second, IdleTimeout: func() time.Duration { return 10 * time.Second }, MaxTCPQueries: 64},
+	return r.ServeOn(ctx, []net.PacketConn{pc}, []net.Listener{l}, func() { ready(pc.LocalAddr()) })
+}
+
+// ServeOn answers on sockets that are open already, as the service manager hands them over, until ctx ends. It closes
+// them. ready is called once all are served.
+func (r *Responder) ServeOn(ctx context.Context, udp []net.PacketConn, tcp []net.Listener, ready func()) error {
+	var servers []*dns.Server
+	for _, pc := range udp {
+		servers = append(servers, &dns.Server{PacketConn: pc, Handler: r, UDPSize: dns.DefaultMsgSize})
+	}
+	for _, l := range tcp {
+		servers = append(servers, &dns.Server{Listener: l, Handler: r, ReadTimeout: 5 * time.Second,
+			IdleTimeout: func() time.Duration { return 10 * time.Second }, MaxTCPQueries: 64})
+	}
+	if len(udp) == 0 || len(tcp) == 0 {
+		return errors.Join(errors.New("mesh: DNS needs a UDP and a TCP socket"), closeAll(udp, tcp)) // RFC 7766 §5
 	}
 	done := make(chan error, len(servers))
 	started := make(chan struct{}, len(servers))
@@ -91,19 +114,28 @@ func (r *Responder) Serve(ctx context.Context, address string, ready func(net.Ad
 		select {
 		case <-started:
 		case err := <-done:
-			_ = pc.Close()
-			_ = l.Close()
+			_ = closeAll(udp, tcp)
 			return fmt.Errorf("mesh: %w", err)
 		}
 	}
-	ready(pc.LocalAddr())
+	ready()
+	var err error
 	select {
 	case <-ctx.Done():
-		err = nil
 	case err = <-done:
 	}
 	for _, s := range servers {
 		err = errors.Join(err, s.Shutdown())
+	}
+	return err
+}
+
+func closeAll(udp []net.PacketConn, tcp []net.Listener) (err error) {
+	for _, pc := range udp {
+		err = errors.Join(err, pc.Close())
+	}
+	for _, l := range tcp {
+		err = errors.Join(err, l.Close())
 	}
 	return err
 }
@@ -177,8 +209,8 @@ func (r *Responder) fill(m *dns.Msg, q dns.Question, name string) {
 	header := func(owner string, t uint16) dns.RR_Header {
 		return dns.RR_Header{Name: owner, Rrtype: t, Class: dns.ClassINET, Ttl: ttl}
 	}
-	address := func(owner string) dns.RR {
-		return &dns.A{Hdr: header(owner, dns.TypeA), A: r.egress.Addr().AsSlice()}
+	address := func(owner string, at netip.AddrPort) dns.RR {
+		return &dns.A{Hdr: header(owner, dns.TypeA), A: at.Addr().AsSlice()}
 	}
 	asks := func(t uint16) bool { return q.Qtype == t || q.Qtype == dns.TypeANY }
 	if name == r.zone {
@@ -194,13 +226,32 @@ func (r *Responder) fill(m *dns.Msg, q dns.Question, name string) {
 		}
 		return
 	}
+	at := r.where(strings.TrimSuffix(host, "."))
 	switch {
+	case !at.IsValid():
+		m.Rcode = dns.RcodeServerFailure // an address that is not the service's would be worse than none
 	case !srv && asks(dns.TypeA):
-		m.Answer = []dns.RR{address(q.Name)}
+		m.Answer = []dns.RR{address(q.Name, at)}
 	case q.Qtype == dns.TypeSRV, srv && asks(dns.TypeSRV):
-		m.Answer = []dns.RR{&dns.SRV{Hdr: header(q.Name, dns.TypeSRV), Priority: 0, Weight: 1, Port: r.egress.Port(), Target: host}}
-		m.Extra = append(m.Extra, address(host))
+		m.Answer = []dns.RR{&dns.SRV{Hdr: header(q.Name, dns.TypeSRV), Priority: 0, Weight: 1, Port: at.Port(), Target: host}}
+		m.Extra = append(m.Extra, address(host, at))
 	}
+}
+
+// virtualPort is the port named with a virtual address. All of its ports lead to egress; this one needs no mention in
+// a URL.
+const virtualPort = 80
+
+// where is the address of a service.
+func (r *Responder) where(name string) netip.AddrPort {
+	if r.virtual == nil {
+		return r.egress
+	}
+	a := r.virtual.Address(name)
+	if !a.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(a, virtualPort)
 }
 
 // service gives the service's name within a name: `_fhir._tcp.NAME` and `_http._tcp.NAME` are the SRV names of NAME
