@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"os"
+	"os/exec"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -138,4 +140,61 @@ func TestSweepAfterLoss(t *testing.T) {
 		swept(2, 11*time.Millisecond)
 		swept(3, 1100*time.Millisecond) // and then once a second as before
 	})
+}
+
+// Events that come faster than they are read are lost, which is told, and those after them are not.
+func TestLostEvents(t *testing.T) {
+	c, err := openConnector()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if err := c.subscribe(answerPatience); err != nil {
+		t.Skipf("SKIPPED: needs the events of the proc connector (Linux 6.6, the host's own namespaces): %v", err)
+	}
+	if err := c.raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 0) // the least that there is
+	}); err != nil {
+		t.Fatal(err)
+	}
+	path, err := exec.LookPath("true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func() int {
+		cmd := exec.Command(path)
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd.Process.Pid
+	}
+	for range 30 {
+		run()
+	}
+	for {
+		if _, err := c.receive(); errors.Is(err, errLost) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 100 { // under this little memory one may be lost again
+		pid := run()
+		if err := c.file.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			e, err := c.receive()
+			if err == nil && e.what == procExec && e.tgid == pid {
+				return
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil && !errors.Is(err, errLost) {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Fatal("no exec is told any more")
 }
