@@ -106,14 +106,16 @@ func (l *Log) start() {
 // room. An error means that r is not in the log and never will be; it is an ErrFull, ErrBusy, ErrFailed, ErrClosed or
 // ErrRecord. A record whose Time is zero gets the time of the call.
 func (l *Log) Append(r *proxy.Record) (proxy.Receipt, error) {
-	return l.add(r, func() (context.Context, context.CancelFunc) {
-		return context.WithTimeoutCause(context.Background(), l.o.Patience, ErrBusy)
-	})
+	return l.add(r, l.patience)
 }
 
 // AppendContext is Append, but waits for room as long as ctx allows.
 func (l *Log) AppendContext(ctx context.Context, r *proxy.Record) (proxy.Receipt, error) {
 	return l.add(r, func() (context.Context, context.CancelFunc) { return ctx, func() {} })
+}
+
+func (l *Log) patience() (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(context.Background(), l.o.Patience, ErrBusy)
 }
 
 // add encodes and queues r. Only when it must wait for room does it ask for patience.
@@ -130,11 +132,15 @@ func (l *Log) add(r *proxy.Record, patience func() (context.Context, context.Can
 	}
 	sum := frameSum(line)
 
-	return l.enqueue(line, sum, r.Stage, Emergency(r), patience)
+	receipt, err := l.enqueue(line, sum, Emergency(r), patience)
+	if err == nil {
+		l.m.count(r.Stage)
+	}
+	return receipt, err
 }
 
 // enqueue queues an encoded record.
-func (l *Log) enqueue(line []byte, sum uint32, stage proxy.Stage, urgent bool, patience func() (context.Context, context.CancelFunc)) (proxy.Receipt, error) {
+func (l *Log) enqueue(line []byte, sum uint32, urgent bool, patience func() (context.Context, context.CancelFunc)) (proxy.Receipt, error) {
 	receipt, room, err := l.queue(line, sum, urgent)
 	if room != nil {
 		ctx, cancel := patience()
@@ -151,7 +157,6 @@ func (l *Log) enqueue(line []byte, sum uint32, stage proxy.Stage, urgent bool, p
 	if err != nil {
 		return nil, err
 	}
-	l.m.count(stage)
 	return receipt, nil
 }
 

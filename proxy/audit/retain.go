@@ -357,13 +357,14 @@ func (r *retention) tell(ctx context.Context, removal *Removal) error {
 	if err != nil {
 		return err
 	}
-	receipt, err := l.enqueue(line, frameSum(line), proxy.StageEvent, true, func() (context.Context, context.CancelFunc) { return ctx, func() {} })
+	receipt, err := l.enqueue(line, frameSum(line), true, func() (context.Context, context.CancelFunc) { return ctx, func() {} })
 	if err == nil {
 		err = receipt.Wait(ctx)
 	}
 	if err != nil {
 		return err
 	}
+	l.m.count(proxy.StageEvent)
 	done := make(chan error, 1)
 	select {
 	case l.signNow <- done:
