@@ -58,7 +58,9 @@ var findings = []struct {
 		f.write("etc/group", "hapi:x:"+itoa(st.Gid)+":ward-ingress,mallory\n")
 		f.write("etc/passwd", "hapi:x:992:992::/:/bin/false\nward-ingress:x:990:990::/:/bin/false\nmallory:x:4000000:4000000::/:/bin/sh\n")
 	}},
+	{"front", codeUpstreamNetwork, Warn, func(f *fake) { tcpSite(f); f.listens("10.0.0.5:8080", 33, 5003) }},
 	{"dial", codeUpstreamOpen, Warn, tcpSite},
+	{"guard-without-mesh", codeUpstreamOpen, Warn, func(f *fake) { tcpSite(f); f.conf += "mesh: {guard: true}\n" }},
 	{"away", codeUpstreamAway, Warn, func(f *fake) { f.write("proc/net/unix", "Num       RefCount Protocol Flags    Type St Inode Path\n") }},
 	{"away-tcp", codeUpstreamAway, Warn, func(f *fake) { tcpSite(f); f.sockets = nil }},
 	{"squatter", codeUpstreamProcess, Fail, func(f *fake) { tcpSite(f); f.sockets[0].UID = 1000 }},
@@ -104,6 +106,10 @@ var findings = []struct {
 	{"trail-open", codeStateMode, Fail, func(f *fake) { f.mode("var/lib/ward/audit", 0o755) }},
 	{"sockets-open", codeSocketDir, Fail, func(f *fake) { f.mode("run/ward/agent", 0o777) }},
 	{"workload-admin", codeAdminGroup, Fail, func(f *fake) { f.write("etc/group", "ward-admin:x:989:alice,portal,ward-ingress\n") }},
+	{"service-admin", codeAdminGroup, Fail, func(f *fake) {
+		f.write("etc/group", "ward-admin:x:989:mallory\n")
+		f.process(703, 1000, "agent", "/system.slice/backup.service")
+	}},
 	{"primary-admin", codeAdminGroup, Fail, func(f *fake) { f.write("etc/passwd", "hapi:x:992:989::/:/bin/false\n") }},
 	{"admin-open", codeAdminMode, Fail, func(f *fake) { f.mode("run/ward/agent/admin.sock", 0o666) }},
 
@@ -290,6 +296,28 @@ func TestOrdinaryUser(t *testing.T) {
 	}
 }
 
+// What an ordinary user may not look into is not said to be in order.
+func TestUnseen(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("needs an ordinary user: root sees everything")
+	}
+	f := newFake(t)
+	f.host.UID = os.Getuid()
+	f.mode("var/lib/ward", 0)
+	f.mode("run/hapi", 0)
+	defer func() { f.mode("var/lib/ward", 0o700); f.mode("run/hapi", 0o700) }()
+	for _, code := range []string{codeStateMode, codeFuture, codeSpace, codeInodes, codeUpstreamSocket} {
+		if r := f.examine(code); r.Skipped != 1 || r.Results[0].Reason != needRoot {
+			t.Errorf("%s: %+v", code, r.Results)
+		}
+	}
+	// With hidepid only one's own processes are to be seen.
+	f.conf = strings.Replace(wholeSite, ", systemd.unit: portal.service", "", 1)
+	if r := f.examine(codeSharedUser); r.Skipped != 1 {
+		t.Errorf("%+v", r.Results)
+	}
+}
+
 // Ward's own listeners, and a server on loopback alone, are no bypass.
 func TestNoFalseBypass(t *testing.T) {
 	f := newFake(t)
@@ -302,6 +330,18 @@ func TestNoFalseBypass(t *testing.T) {
 		if res.Level != OK {
 			t.Errorf("%+v", res)
 		}
+	}
+}
+
+// Ward mesh keeps others from the port.
+func TestGuarded(t *testing.T) {
+	f := newFake(t)
+	tcpSite(f)
+	f.conf += "mesh: {guard: true}\n"
+	f.socket("/run/ward/mesh/admin.sock", 0o660)
+	f.status["/run/ward/mesh/admin.sock"] = healthy()
+	if r := f.examine(codeUpstreamOpen); r.OK != 1 {
+		t.Errorf("%+v", r.Results)
 	}
 }
 

@@ -76,6 +76,25 @@ func TestProposal(t *testing.T) {
 	}
 }
 
+// A container's processes cannot be told from each other by what config can say: root's are left out, with the reason.
+func TestContainersAreNotProposed(t *testing.T) {
+	f := newFake(t)
+	f.write("proc/net/unix", "Num       RefCount Protocol Flags    Type St Inode Path\n")
+	scope := "/system.slice/docker-0123456789ab.scope"
+	f.process(702, 0, "hapi", scope, 5002)
+	f.process(703, 0, "portal", "/system.slice/docker-ba9876543210.scope", 5003)
+	f.listens("127.0.0.1:8443", 0, 5002)
+	f.connected("127.0.0.1:40001", "127.0.0.1:8443", 0, 5003)
+	said := string(discover(t, f, DiscoverOptions{}).Propose(epoch))
+	c, err := config.Parse("ward.yaml", []byte(said))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	if len(c.Workloads) != 0 || len(c.Services) != 1 || strings.Contains(said, "'docker-") || !strings.Contains(said, "would be every program of root") || c.Services[0].Listen.Port() == 8443 {
+		t.Errorf("%s", said)
+	}
+}
+
 // Without root the unit is a guess, and says so; what was found is proposed all the same.
 func TestProposalWithoutRoot(t *testing.T) {
 	f := hospital(t)

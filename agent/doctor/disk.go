@@ -2,7 +2,9 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,18 +13,27 @@ import (
 )
 
 // volumes is the space of each audit log's folder.
-func (x *examination) volumes() (dirs []string, spaces []Space) {
-	for _, dir := range x.trails() {
+func (x *examination) volumes() (dirs []string, spaces []Space, unseen bool) {
+	trails, unseen := x.trails()
+	for _, dir := range trails {
 		if s, err := x.host.Space(x.host.in(dir)); err == nil {
 			dirs, spaces = append(dirs, dir), append(spaces, s)
 		}
 	}
-	return dirs, spaces
+	return dirs, spaces, unseen
+}
+
+// seen is the findings, or that there was something to look at that this user may not see.
+func seen(out []Finding, unseen bool) []Finding {
+	if unseen && len(out) == 0 {
+		return skip(needRoot)
+	}
+	return out
 }
 
 func space(_ context.Context, x *examination) []Finding {
 	var out []Finding
-	dirs, spaces := x.volumes()
+	dirs, spaces, unseen := x.volumes()
 	for i, s := range spaces {
 		const mend = "free space there, move audit.dir to a larger disk, or bound the log by audit.keep or audit.max_size"
 		left := fmt.Sprintf("%s is left for the audit log in %s; audit.min_free is %s", bytesText(s.Free), dirs[i], bytesText(x.cfg.Audit.MinFree))
@@ -33,7 +44,7 @@ func space(_ context.Context, x *examination) []Finding {
 			out = append(out, warn(left, "below min_free calls are refused", mend))
 		}
 	}
-	return out
+	return seen(out, unseen)
 }
 
 // fullSoon is how many days ahead a full disk is worth an operator's attention.
@@ -41,7 +52,7 @@ const fullSoon = 14
 
 func growth(_ context.Context, x *examination) []Finding {
 	var out []Finding
-	dirs, spaces := x.volumes()
+	dirs, spaces, unseen := x.volumes()
 	for i, dir := range dirs {
 		held, daily, err := rate(x.host.in(dir), x.now)
 		if os.IsPermission(err) && x.host.UID != 0 {
@@ -54,7 +65,7 @@ func growth(_ context.Context, x *examination) []Finding {
 		out = append(out, warn(fmt.Sprintf("the audit log in %s grows by %s a day: its disk is full in %d days", dir, bytesText(int64(daily)), int(room/daily)),
 			"from then on calls are refused", "move audit.dir to a larger disk, or bound the log by audit.keep or audit.max_size"))
 	}
-	return out
+	return seen(out, unseen)
 }
 
 // bounded reports whether retention ends the growth before the disk does.
@@ -100,14 +111,14 @@ func rate(dir string, now time.Time) (held int64, daily float64, err error) {
 
 func inodes(_ context.Context, x *examination) []Finding {
 	var out []Finding
-	dirs, spaces := x.volumes()
+	dirs, spaces, unseen := x.volumes()
 	for i, s := range spaces {
 		if s.Inodes > 0 && s.InodeFree*20 < s.Inodes { // filesystems without a table of inodes count none
 			out = append(out, warn(fmt.Sprintf("%d of %d inodes are left for the audit log in %s", s.InodeFree, s.Inodes, dirs[i]), "without one no new segment can be begun, and calls are refused",
 				"df -i "+quoted(dirs[i])+"; remove what holds many small files"))
 		}
 	}
-	return out
+	return seen(out, unseen)
 }
 
 func secondDisk(_ context.Context, x *examination) []Finding {
@@ -116,6 +127,9 @@ func secondDisk(_ context.Context, x *examination) []Finding {
 	}
 	first, err := x.nearest(x.cfg.Audit.Dir)
 	second, err2 := x.nearest(x.cfg.Audit.Second)
+	if x.host.UID != 0 && (errors.Is(err, fs.ErrPermission) || errors.Is(err2, fs.ErrPermission)) {
+		return skip(needRoot)
+	}
 	if err != nil || err2 != nil || first.Device != second.Device {
 		return nil
 	}
@@ -127,7 +141,7 @@ func secondDisk(_ context.Context, x *examination) []Finding {
 func (x *examination) nearest(path string) (Space, error) {
 	for p := path; ; p = filepath.Dir(p) {
 		s, err := x.host.Space(x.host.in(p))
-		if err == nil || p == "/" || p == "." {
+		if !errors.Is(err, fs.ErrNotExist) || p == "/" || p == "." {
 			return s, err
 		}
 	}

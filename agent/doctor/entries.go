@@ -8,9 +8,15 @@ import (
 	"slices"
 )
 
+// blind reports whether /proc shows this user nothing but their own processes (hidepid, proc(5)).
+func (x *examination) blind() bool {
+	return x.host.UID != 0 && !slices.ContainsFunc(x.running(), func(p Process) bool { return p.PID == 1 })
+}
+
 // sharedUser looks for entries whose one boundary is a user in whose name other programs run as well.
 func sharedUser(_ context.Context, x *examination) []Finding {
 	var out []Finding
+	unseen := false
 	for i, w := range x.cfg.Workloads {
 		uid, ok := selectedUID(w.Select)
 		if _, unit := selector(w.Select, "systemd.unit"); !ok || unit {
@@ -21,6 +27,7 @@ func sharedUser(_ context.Context, x *examination) []Finding {
 			out = append(out, warn(w.ID.Path()+" selects by root alone", "every daemon that runs as root gets this identity", edit))
 			continue
 		}
+		unseen = unseen || x.blind()
 		var units []string
 		for _, p := range x.running() {
 			if p.UID == uid && p.Unit != "" && !slices.Contains(units, p.Unit) {
@@ -31,7 +38,7 @@ func sharedUser(_ context.Context, x *examination) []Finding {
 			out = append(out, warn(fmt.Sprintf("%s selects by %s alone, who runs %s", w.ID.Path(), x.host.userName(uid), some(units)), "each of these units gets this identity", edit))
 		}
 	}
-	return out
+	return seen(out, unseen)
 }
 
 func interpreter(_ context.Context, x *examination) []Finding {

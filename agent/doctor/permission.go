@@ -20,11 +20,11 @@ import (
 func stateModes(_ context.Context, x *examination) []Finding {
 	type folder struct{ what, path string }
 	folders := []folder{{"the authority's keys", x.cfg.Authority.Dir}, {"the agent's sealed SVIDs", x.cfg.Agent.State}, {"the mesh's addresses", x.cfg.Mesh.State}}
-	for _, dir := range x.trails() {
+	trails, unseen := x.trails()
+	for _, dir := range trails {
 		folders = append(folders, folder{"the audit log", dir})
 	}
 	var out []Finding
-	unseen := false
 	for i, f := range folders {
 		info, err := os.Stat(x.host.in(f.path))
 		if errors.Is(err, fs.ErrPermission) {
@@ -43,23 +43,24 @@ func stateModes(_ context.Context, x *examination) []Finding {
 				"chmod 0700 "+quoted(f.path)))
 		}
 	}
-	if unseen && len(out) == 0 {
-		return skip(needRoot)
-	}
-	return out
+	return seen(out, unseen)
 }
 
-// trails is the folders in which this host has an audit log.
-func (x *examination) trails() []string {
-	var out []string
+// trails is the folders in which this host has an audit log. Unseen says that this user may not know of all of them.
+func (x *examination) trails() (out []string, unseen bool) {
 	for _, r := range []config.Role{config.RoleRun, config.RoleAgent, config.RoleEgress, config.RoleIngress, config.RoleProxy, config.RoleMesh} {
 		for _, dir := range []string{x.cfg.Trail(r), x.cfg.SecondTrail(r)} {
-			if info, err := os.Stat(x.host.in(dir)); dir != "" && err == nil && info.IsDir() && !slices.Contains(out, dir) {
+			if dir == "" || slices.Contains(out, dir) {
+				continue
+			}
+			info, err := os.Stat(x.host.in(dir))
+			unseen = unseen || errors.Is(err, fs.ErrPermission)
+			if err == nil && info.IsDir() {
 				out = append(out, dir)
 			}
 		}
 	}
-	return out
+	return out, unseen
 }
 
 func (x *examination) ownSockets() []string {
@@ -73,18 +74,22 @@ func (x *examination) ownSockets() []string {
 
 func socketDirs(_ context.Context, x *examination) []Finding {
 	var out []Finding
-	var seen []string
+	var known []string
+	unseen := false
 	for _, s := range x.ownSockets() {
 		dir := filepath.Dir(s)
-		if slices.Contains(seen, dir) {
+		if slices.Contains(known, dir) {
 			continue
 		}
-		seen = append(seen, dir)
+		known = append(known, dir)
+		if _, err := os.Stat(x.host.in(dir)); errors.Is(err, fs.ErrPermission) {
+			unseen = true
+		}
 		if mend := x.replaceable(dir); mend != "" {
 			out = append(out, fail("others can put sockets of their own into "+dir, "applications would talk to them instead of Ward, and hand them their users' tokens", mend))
 		}
 	}
-	return out
+	return seen(out, unseen)
 }
 
 // replaceable is the command that keeps others from replacing what lies in dir, or "" where they cannot. A sticky
@@ -104,7 +109,7 @@ func (x *examination) replaceable(dir string) string {
 func adminModes(_ context.Context, x *examination) []Finding {
 	var out []Finding
 	for _, s := range []string{x.cfg.Admin.Socket, x.cfg.Admin.Egress, x.cfg.Admin.Ingress, x.cfg.Admin.Mesh} {
-		info, err := os.Stat(x.host.in(s))
+		info, err := os.Stat(x.host.in(s)) // in a folder that this user cannot enter, others have no use for the mode
 		if err == nil && info.Mode().Perm()&0o007 != 0 {
 			out = append(out, fail(fmt.Sprintf("any local user can open the admin socket %s (mode %04o)", s, info.Mode().Perm()),
 				"they see who is enrolled and who calls what", "chmod o= "+quoted(s)))
@@ -136,7 +141,8 @@ func adminGroup(_ context.Context, x *examination) []Finding {
 		}
 	}
 	for _, p := range x.running() {
-		if strings.HasPrefix(p.Unit, "ward-") || p.Unit == "ward.service" {
+		// People's sessions lie outside system.slice.
+		if strings.HasSuffix(p.Unit, ".service") && daemons[p.UID] == "" {
 			daemons[p.UID] = p.Unit
 		}
 	}

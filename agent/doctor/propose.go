@@ -56,26 +56,33 @@ func (p *proposal) line(format string, args ...any) { fmt.Fprintf(&p.text, forma
 func (p Party) key() Party { return Party{UID: p.UID, Unit: p.Unit} }
 
 func (p *proposal) entries(servers []Server) {
-	var lines []string
+	var lines, refused []string
 	for _, s := range servers {
 		for _, c := range s.Callers {
 			if p.workloads[c.key()] != "" {
 				continue
 			}
-			id := "/app/" + p.unique(slug(c.Party))
-			p.workloads[c.key()] = id
 			note := "seen with " + plural(c.Connections, "connection")
 			switch {
 			case c.Guess:
 				note += "; the unit is a guess: this user runs in no other"
-			case !isUnitName(c.Unit):
+			case !lasts(c.Unit):
 				note += "; every program of this user would be it: add systemd.unit"
 			}
+			if c.UID == 0 && !lasts(c.Unit) {
+				refused = append(refused, fmt.Sprintf("  # root%s calls %s, and would be every program of root: give it a user or a unit, or mount a socket into its container", whose(c.Party), plain(s.Address)))
+				continue
+			}
+			id := "/app/" + p.unique(slug(c.Party))
+			p.workloads[c.key()] = id
 			lines = append(lines, fmt.Sprintf("  - {id: %s, select: {%s}, proxy: true} # %s", id, selectors("unix.uid", "systemd.unit", c.Party), note))
 		}
 	}
+	for _, r := range refused {
+		p.line("%s", r)
+	}
 	if len(lines) == 0 {
-		p.line("workloads: [] # nobody was connected to a server that was found")
+		p.line("workloads: [] # nobody who can be told apart was connected to a server that was found")
 		return
 	}
 	p.line("workloads:")
@@ -95,7 +102,9 @@ func (p *proposal) services(servers []Server, taken map[uint16]bool, now time.Ti
 		}
 		var callers []string
 		for _, c := range s.Callers {
-			callers = append(callers, p.workloads[c.key()])
+			if id := p.workloads[c.key()]; id != "" {
+				callers = append(callers, id)
+			}
 		}
 		p.line("  # %s: %s%s", plain(s.Address), plain(s.Why), whose(s.Who))
 		for _, e := range s.Exposed {
@@ -130,10 +139,16 @@ func (p *proposal) services(servers []Server, taken map[uint16]bool, now time.Ti
 
 func selectors(uid, unit string, who Party) string {
 	out := uid + ": " + strconv.FormatUint(uint64(who.UID), 10)
-	if isUnitName(who.Unit) {
+	if lasts(who.Unit) {
 		out += ", " + unit + ": '" + who.Unit + "'"
 	}
 	return out
+}
+
+// lasts reports whether a unit can stand in config: its name is one, and the next start of the program has it again.
+// The scopes of containers and transient units do not.
+func lasts(s string) bool {
+	return isUnitName(s) && !regexp.MustCompile(`^(docker|libpod|crio|cri-containerd|run|session)-.*\.scope$`).MatchString(s)
 }
 
 func isUnitName(s string) bool {

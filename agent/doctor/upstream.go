@@ -44,8 +44,15 @@ func upstreamNetwork(_ context.Context, x *examination) []Finding {
 	var out []Finding
 	for _, s := range x.serves() {
 		up, ok := dialled(s)
+		own := slices.IndexFunc(sockets, func(l Socket) bool { return l.Listening && l.Local == up })
 		for _, l := range sockets {
-			if ok && l.Listening && l.Local.Port() == up.Port() && !l.Local.Addr().IsLoopback() && !x.wards(l.Local) {
+			switch {
+			case !ok || !l.Listening || l.Local.Port() != up.Port() || l.Local.Addr().IsLoopback() || x.wards(l.Local):
+			case own >= 0 && sockets[own].UID != l.UID:
+				out = append(out, warn(fmt.Sprintf("%s listens on %s, the port of the FHIR server on %s", x.host.userName(l.UID), l.Local, up),
+					"where it passes requests on to the FHIR server, policy and audit of "+s.Name+" are bypassed over the network",
+					"ss -ltnp 'sport = :"+fmt.Sprint(up.Port())+"' shows who it is; point it at Ward, or close the port in the firewall"))
+			default:
 				out = append(out, fail("FHIR server answers without Ward on "+l.Local.String(),
 					"anyone on this network bypasses policy and audit of "+s.Name,
 					"bind it to "+up.Addr().String()+", then: ward doctor "+codeUpstreamNetwork))
@@ -70,10 +77,12 @@ func serverElsewhere(ctx context.Context, x *examination) []Finding {
 	}
 	held := x.holders(ctx, inodes...)
 	var out []Finding
+	unseen := false
 	for _, s := range x.serves() {
 		up, _ := dialled(s)
 		uid, byUser := selectedUID(s.Upstream.Process)
 		unit, byUnit := selector(s.Upstream.Process, "systemd.unit")
+		unseen = unseen || !byUser && byUnit && len(open) > 0 && x.host.UID != 0
 		for _, l := range open {
 			// Too much is root's for its sockets to say anything.
 			same := byUser && uid != 0 && l.UID == uid || byUnit && slices.ContainsFunc(held[l.Inode], func(p Process) bool { return p.Unit == unit })
@@ -84,22 +93,21 @@ func serverElsewhere(ctx context.Context, x *examination) []Finding {
 			}
 		}
 	}
-	return out
+	return seen(out, unseen)
 }
 
 func upstreamSocket(_ context.Context, x *examination) []Finding {
 	var out []Finding
+	unseen := false
 	for _, s := range x.serves() {
 		if s.Upstream.Network != "unix" {
 			continue
 		}
 		path := s.Upstream.Address
 		info, err := os.Stat(x.host.in(path))
-		if errors.Is(err, fs.ErrPermission) && x.host.UID != 0 {
-			continue // what this user cannot reach, other ordinary users cannot either
-		}
 		if err != nil {
-			continue // upstreamAway says so
+			unseen = unseen || errors.Is(err, fs.ErrPermission)
+			continue // upstreamAway says so where there is none
 		}
 		dir := filepath.Dir(path)
 		if f := x.replaceable(dir); f != "" {
@@ -118,7 +126,7 @@ func upstreamSocket(_ context.Context, x *examination) []Finding {
 			}
 		}
 	}
-	return out
+	return seen(out, unseen)
 }
 
 // passable reports whether everybody can enter a folder and those above it.
@@ -148,10 +156,21 @@ func (x *examination) strangers(gid, owner uint32, s config.Service) []string {
 	return out
 }
 
-func upstreamOpen(_ context.Context, x *examination) []Finding {
+func upstreamOpen(ctx context.Context, x *examination) []Finding {
+	guarded := false
+	if x.cfg.Mesh.Guard {
+		for _, r := range x.daemons(ctx) {
+			guarded = guarded || r.name == config.RoleMesh && !r.absent // its rules outlast it; a silent one is said elsewhere
+		}
+	}
 	var out []Finding
 	for i, s := range x.cfg.Services {
-		if up, ok := dialled(s); ok && !x.cfg.Mesh.Guard {
+		up, ok := dialled(s)
+		switch {
+		case !ok || guarded:
+		case x.cfg.Mesh.Guard:
+			out = append(out, warn("mesh.guard is on and ward mesh has not run: any local user can dial "+up.String(), "they bypass policy and audit of "+s.Name, "systemctl enable --now ward-mesh"))
+		default:
 			out = append(out, warn("any local user can dial "+up.String(), "they bypass policy and audit of "+s.Name,
 				fmt.Sprintf("have the server listen on a Unix socket (%s), or write mesh: {guard: true} and run ward mesh", x.at(fmt.Sprintf("services[%d].upstream", i)))))
 		}
