@@ -47,6 +47,7 @@ type bench struct {
 	dir       string
 	socket    string
 	choices   []choice
+	starting  bool // stays so
 
 	mu      sync.Mutex
 	brokers []attest.Selectors
@@ -115,7 +116,9 @@ func (b *bench) rise() {
 		b.t.Fatal(err)
 	}
 	go func() { a.served <- a.server.Serve(l) }()
-	a.server.SetReady()
+	if !b.starting {
+		a.server.SetReady()
+	}
 	b.agent = a
 }
 

@@ -35,11 +35,12 @@ type ClientOptions struct {
 // Client borrows identities from this host's agent, over one connection that is made anew when the agent has been away.
 // Its methods may be called from many goroutines.
 type Client struct {
-	o      ClientOptions
-	conn   *grpc.ClientConn
-	api    spiffe.APIClient
-	away   atomic.Bool // the agent was last seen not to answer
-	fooled atomic.Bool // somebody else was last seen behind the socket
+	identities *identities
+	o          ClientOptions
+	conn       *grpc.ClientConn
+	api        spiffe.APIClient
+	away       atomic.Bool // the agent was last seen not to answer
+	fooled     atomic.Bool // somebody else was last seen behind the socket
 
 	ctx   context.Context
 	end   context.CancelFunc
@@ -74,7 +75,7 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if o.Idle == 0 {
 		o.Idle = 64
 	}
-	c := &Client{o: o, known: make(map[attest.ProcessReference]*line)}
+	c := &Client{o: o, identities: newIdentities(), known: make(map[attest.ProcessReference]*line)}
 	var err error
 	c.conn, err = grpc.NewClient("passthrough:///ward-agent",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {

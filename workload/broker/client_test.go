@@ -184,6 +184,24 @@ func TestKnownProcessIsAskedAboutAgain(t *testing.T) {
 	over(t, second, workload.ErrNoIdentity)
 }
 
+func TestConfirm(t *testing.T) {
+	b := serve(t, []*workload.Entry{portal()})
+	p, r := b.run(1, "exe.path", "/x")
+	l := b.borrow(b.client(), r)
+	if err := l.Confirm(b.ctx()); err != nil {
+		t.Error(err)
+	}
+	b.load(portal(), lent("nurse", "unix.uid", "1000", "exe.path", "/x"))
+	if err := l.Confirm(b.ctx()); err != nil { // it has another default now, and this one still
+		t.Error(err)
+	}
+	p.become(attest.ErrExited)
+	if err := l.Confirm(b.ctx()); !errors.Is(err, attest.ErrExited) {
+		t.Errorf("%v", err)
+	}
+	over(t, l, attest.ErrExited)
+}
+
 func TestChanges(t *testing.T) {
 	b := serve(t, []*workload.Entry{portal()})
 	_, r := b.run(1)

@@ -31,6 +31,7 @@ func TestStandard(t *testing.T) {
 	}{
 		{"BE 3 without the header every request is InvalidArgument", testHeader},
 		{"BE 5 a process that is not on the list is PermissionDenied", testStranger},
+		{"BE 6 Unavailable while initializing", testStarting},
 		{"BE 6 Unavailable while stopping", testStopping},
 		{"BE 7 reflection", testReflection},
 		{"BA 1 the JWT profile is off", testJWT},
@@ -126,6 +127,18 @@ func testStranger(t *testing.T, b *bench) {
 	if n := len(b.seen.attested()); n != 0 {
 		t.Errorf("%d processes were attested for strangers", n)
 	}
+}
+
+func testStarting(t *testing.T, b *bench) {
+	b.fall()
+	b.starting = true
+	b.rise()
+	_, r := b.run(1)
+	_, _, err := b.ask(b.raw(), r)
+	wantCode(t, err, codes.Unavailable)
+	b.agent.server.SetReady()
+	_, _, err = b.ask(b.raw(), r)
+	wantCode(t, err, codes.OK)
 }
 
 func testStopping(t *testing.T, b *bench) {

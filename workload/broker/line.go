@@ -1,20 +1,16 @@
 package broker
 
 import (
-	"bytes"
 	"container/list"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	spiffe "github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/workload"
@@ -34,8 +30,7 @@ type line struct {
 
 	mu      sync.Mutex
 	id      spiffeid.ID
-	svid    *x509svid.SVID
-	bundle  *x509bundle.Bundle
+	held    *identity
 	last    error         // why there was no answer yet
 	err     error         // why it is over
 	changed chan struct{} // closed at the next change
@@ -87,7 +82,7 @@ func (l *line) finish(err error) {
 	l.mu.Lock()
 	before := l.err
 	if before == nil {
-		l.err, l.svid, l.bundle = err, nil, nil
+		l.err, l.held = err, nil
 		if l.expiry != nil {
 			l.expiry.Stop()
 		}
@@ -102,7 +97,7 @@ func (l *line) finish(err error) {
 
 // take reads an answer. One that is not sound is as good as none, and the agent is asked again.
 func (l *line) take(m *spiffe.SubscribeToX509SVIDResponse) error {
-	svid, bundle, err := read(m, l.ID())
+	got, err := l.c.identities.read(m, l.ID())
 	if err != nil {
 		return err
 	}
@@ -111,14 +106,14 @@ func (l *line) take(m *spiffe.SubscribeToX509SVIDResponse) error {
 	if l.err != nil {
 		return l.err
 	}
-	if l.svid != nil && slices.EqualFunc(l.svid.Certificates, svid.Certificates, func(a, b *x509.Certificate) bool { return bytes.Equal(a.Raw, b.Raw) }) && l.bundle.Equal(bundle) {
+	if l.held == got {
 		return nil
 	}
-	l.id, l.svid, l.bundle = svid.ID, svid, bundle
+	l.id, l.held = got.svid.ID, got
 	if l.expiry != nil {
 		l.expiry.Stop()
 	}
-	l.expiry = time.AfterFunc(time.Until(svid.Certificates[0].NotAfter), l.publish)
+	l.expiry = time.AfterFunc(time.Until(got.end()), l.publish)
 	l.swap()
 	return nil
 }
@@ -136,44 +131,11 @@ func (l *line) swap() {
 	l.changed = make(chan struct{})
 }
 
-// read returns the SVID of id in an answer, or the default one where id is zero, with its bundle, both verified.
-func read(m *spiffe.SubscribeToX509SVIDResponse, id spiffeid.ID) (*x509svid.SVID, *x509bundle.Bundle, error) {
-	unsound := func(err error) error {
-		return &workload.Refusal{Err: fmt.Errorf("%w: the agent's answer is not sound: %w", workload.ErrUnavailable, err)}
-	}
-	if len(m.GetSvids()) == 0 {
-		return nil, nil, unsound(errors.New("it has no SVID")) // BA §4.6, §5.2.1
-	}
-	s := m.GetSvids()[0] // BA §5.3: the default identity
-	if !id.IsZero() {
-		i := slices.IndexFunc(m.GetSvids(), func(s *spiffe.X509SVID) bool { return s.GetSpiffeId() == id.String() })
-		if i < 0 { // BA §5.2.1: an SVID that is redacted is used no more
-			return nil, nil, &workload.Refusal{Err: fmt.Errorf("%w: it is no longer %s", workload.ErrNoIdentity, id)}
-		}
-		s = m.GetSvids()[i]
-	}
-	svid, err := x509svid.ParseRaw(s.GetX509Svid(), s.GetX509SvidKey())
-	if err != nil {
-		return nil, nil, unsound(err)
-	}
-	if svid.ID.String() != s.GetSpiffeId() {
-		return nil, nil, unsound(fmt.Errorf("the SVID of %q is that of %s", s.GetSpiffeId(), svid.ID))
-	}
-	bundle, err := x509bundle.ParseRaw(svid.ID.TrustDomain(), s.GetBundle())
-	if err != nil {
-		return nil, nil, unsound(err)
-	}
-	if err := workload.VerifyX509(svid.Certificates, svid.ID, svid.PrivateKey.Public(), bundle, time.Now()); err != nil {
-		return nil, nil, unsound(err)
-	}
-	return svid, bundle, nil
-}
-
 // first waits for the line's first answer.
 func (l *line) first(ctx context.Context) error {
 	l.mu.Lock()
 	changed := l.changed
-	held := l.svid != nil
+	held := l.held != nil
 	l.mu.Unlock()
 	if !held {
 		select {
@@ -222,11 +184,11 @@ func (l *line) confirm(ctx context.Context) error {
 		var said spiffeid.ID
 		var still bool
 		err := l.c.subscribe(ctx, l.packed, func(m *spiffe.SubscribeToX509SVIDResponse) error {
-			svid, _, err := read(m, spiffeid.ID{})
+			got, err := l.c.identities.read(m, spiffeid.ID{})
 			if err != nil {
 				return err
 			}
-			said = svid.ID
+			said = got.svid.ID
 			still = slices.ContainsFunc(m.GetSvids(), func(s *spiffe.X509SVID) bool { return s.GetSpiffeId() == l.ID().String() })
 			return errEnough
 		})
@@ -283,22 +245,22 @@ func (l *line) over() bool {
 
 // Err is nil while the identity is held and valid.
 func (l *line) Err() error {
-	_, _, err := l.now()
+	_, err := l.now()
 	return err
 }
 
 // now returns what the line has brought, while it is valid.
-func (l *line) now() (*x509svid.SVID, *x509bundle.Bundle, error) {
+func (l *line) now() (*identity, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
 	case l.err != nil:
-		return nil, nil, l.err
-	case l.svid == nil:
-		return nil, nil, &workload.Refusal{Err: workload.ErrUnavailable}
-	case !time.Now().Before(l.svid.Certificates[0].NotAfter): // by the wall clock: certificates are dated in it
-		ended := l.svid.Certificates[0].NotAfter.UTC().Format(time.RFC3339)
-		return nil, nil, &workload.Refusal{Err: fmt.Errorf("%w: the SVID of %s ended at %s and the agent has given no other", workload.ErrUnavailable, l.id, ended)}
+		return nil, l.err
+	case l.held == nil:
+		return nil, &workload.Refusal{Err: workload.ErrUnavailable}
+	case !l.held.valid():
+		return nil, &workload.Refusal{Err: fmt.Errorf("%w: the SVID of %s ended at %s and the agent has given no other",
+			workload.ErrUnavailable, l.id, l.held.end().UTC().Format(time.RFC3339))}
 	}
-	return l.svid, l.bundle, nil
+	return l.held, nil
 }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -32,8 +33,11 @@ func (l *Loan) GetX509SVID() (*x509svid.SVID, error) {
 	if l.closed.Load() {
 		return nil, &workload.Refusal{Err: workload.ErrClosed}
 	}
-	svid, _, err := l.line.now()
-	return svid, err
+	held, err := l.line.now()
+	if err != nil {
+		return nil, err
+	}
+	return held.svid, nil
 }
 
 // GetX509BundleForTrustDomain returns the current bundle, of the process's own trust domain only. It implements
@@ -42,11 +46,11 @@ func (l *Loan) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle
 	if l.closed.Load() {
 		return nil, &workload.Refusal{Err: workload.ErrClosed}
 	}
-	_, bundle, err := l.line.now()
+	held, err := l.line.now()
 	if err != nil {
 		return nil, err
 	}
-	return bundle.GetX509BundleForTrustDomain(td)
+	return held.bundle.GetX509BundleForTrustDomain(td)
 }
 
 // Changed returns a channel that is closed when the SVID, the bundle or the entitlement has changed since the call.
@@ -70,12 +74,16 @@ func (l *Loan) Err() error {
 }
 
 // Confirm asks the agent whether the reference still names a process with this identity, and returns nil on its word
-// only. It costs a round trip; Borrow has done it already.
+// only. It costs a round trip; Borrow has just done it.
 func (l *Loan) Confirm(ctx context.Context) error {
 	if l.closed.Load() {
 		return &workload.Refusal{Err: workload.ErrClosed}
 	}
-	return l.line.confirm(ctx)
+	err := l.line.confirm(ctx)
+	if errors.Is(err, errStale) { // by default it is another now; whether it is still this one too is what counts
+		return l.line.Err()
+	}
+	return err
 }
 
 // Close gives the identity back.
