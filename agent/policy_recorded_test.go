@@ -126,6 +126,17 @@ newly allowed  1 call
 			t.Errorf("%s", out)
 		}
 	})
+	t.Run("what cannot be replayed", func(t *testing.T) {
+		fold := &proxy.Record{Schema: proxy.RecordSchema, Stage: proxy.StageEvent, Time: recordedAt, Event: audit.EventFolded, Data: json.RawMessage(`{"count":40,"causes":{"policy":40},"kind":"verified"}`)}
+		local := *fold
+		local.Process = "uid 1000"
+		refused := &proxy.Record{Schema: proxy.RecordSchema, Hop: proxy.HopIngress, Stage: proxy.StageRefusal, Time: recordedAt, Cause: proxy.CauseTokenMissing}
+		_, out, _ := say(t, "policy", "replay", "--audit", trail(t, fold, &local, refused), "--policy", sets["new"])
+		want := "0 calls; 0 unchanged\nnot replayed: 1 call refused before policy was asked\nnot replayed: 40 refusals recorded as a sum only\n"
+		if diff := cmp.Diff(want, out); diff != "" {
+			t.Error(diff)
+		}
+	})
 	t.Run("no such policies", func(t *testing.T) {
 		if status, out, err := say(t, "policy", "replay", "--audit", log, "--policy", t.TempDir()); status != 1 || out != "" || err == "" {
 			t.Errorf("exit status %d: %s%s", status, out, err)

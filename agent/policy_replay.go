@@ -3,6 +3,8 @@ package main
 import (
 	"encoding/json"
 
+	"github.com/wardmesh/ward/proxy"
+	"github.com/wardmesh/ward/proxy/audit"
 	"github.com/wardmesh/ward/proxy/policy"
 )
 
@@ -20,7 +22,14 @@ func (cmd replayCommand) Run(c *console) error {
 		return err
 	}
 	replay := policy.NewReplay(set)
-	if err := cmd.each(c, replay.Add, replay.Skip); err != nil {
+	add := func(r *proxy.Record) {
+		if n := folded(r); n > 0 {
+			replay.Fold(n)
+			return
+		}
+		replay.Add(r)
+	}
+	if err := cmd.each(c, add, replay.Skip); err != nil {
 		return err
 	}
 	r := replay.Report()
@@ -36,4 +45,16 @@ func (cmd replayCommand) Run(c *console) error {
 		return errSilent
 	}
 	return nil
+}
+
+// folded is how many of ingress's refusals r stands for, 0 when it is no such record.
+func folded(r *proxy.Record) int64 {
+	if r.Stage != proxy.StageEvent || r.Event != audit.EventFolded || r.Process != "" { // egress names the process
+		return 0
+	}
+	var f audit.Folded
+	if err := json.Unmarshal(r.Data, &f); err != nil {
+		return 0
+	}
+	return f.Count
 }

@@ -27,7 +27,7 @@ func (c *inbound) record(stage Stage) *Record {
 	r := &Record{
 		Schema: RecordSchema, Stage: stage, Hop: HopIngress, Time: c.Now(), Decision: f.Decision,
 		Peer: peerDecision(c.x.Request.Header.Values(HeaderDecision)), Service: f.Service,
-		Method: method(c.x.Request.Method), Effect: Allow.String(),
+		Purpose: f.Purpose, Method: method(c.x.Request.Method), Effect: Allow.String(),
 		Policies: c.decision.Policies, PolicySet: c.decision.Set, Inputs: c.decision.Inputs,
 		Micros: c.Now().Sub(f.Received).Microseconds(), Observed: c.observed, Would: c.would,
 	}
@@ -43,7 +43,7 @@ func (c *inbound) record(stage Stage) *Record {
 		r.Caller = f.Caller.String()
 	}
 	if t := c.token; t != nil { // also one that was not believed, because it is not this workload's
-		r.Issuer, r.Client, r.Purpose, r.TokenID = t.Client.Issuer, t.Client.ID, t.Purpose, t.ID
+		r.Issuer, r.Client, r.TokenID = t.Client.Issuer, t.Client.ID, t.ID
 		if t.User != nil {
 			r.User, r.Name = t.User.Subject, t.User.Name
 		}

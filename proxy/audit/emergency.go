@@ -10,8 +10,10 @@ const (
 
 // Emergency reports whether r may use the reserve: it is the intent or the outcome of a call that was allowed, whose
 // verified purpose of use is emergency treatment (ETREAT) or break-glass (BTG). Refusals may not, whatever purpose they
-// name: a user who is refused could use the reserve up.
+// name: a user who is refused could use the reserve up. Nor may calls that were let through only because their service is
+// observed.
 func Emergency(r *proxy.Record) bool {
-	return (r.Purpose == purposeEmergency || r.Purpose == purposeBreakGlass) &&
+	return (r.Would == nil || r.Would.Effect == proxy.EffectNarrow) &&
+		(r.Purpose == purposeEmergency || r.Purpose == purposeBreakGlass) &&
 		(r.Stage == proxy.StageIntent || r.Stage == proxy.StageOutcome)
 }

@@ -31,6 +31,11 @@ func TestEmergency(t *testing.T) {
 			t.Errorf("%s of %q: %v", c.stage, c.purpose, got)
 		}
 	}
+	for effect, want := range map[string]bool{"deny": false, "error": false, proxy.EffectNarrow: true} {
+		if got := Emergency(&proxy.Record{Stage: proxy.StageIntent, Purpose: "BTG", Observed: true, Would: &proxy.Would{Effect: effect}}); got != want {
+			t.Errorf("observed, would %s: %v", effect, got)
+		}
+	}
 }
 
 func emergency(decision string) *proxy.Record {

@@ -39,6 +39,7 @@ type ReplayReport struct {
 
 	Failed     int64 `json:"policy_errors"` // of Calls: those on which a policy of the new set cannot be evaluated
 	Undecided  int64 `json:"undecided"`     // calls that never reached policy
+	Folded     int64 `json:"folded"`        // refusals that were recorded as a sum only
 	Unreadable int64 `json:"unreadable"`    // records that another version of Ward wrote
 
 	Refused []ReplayChange `json:"refused,omitempty"`
@@ -129,6 +130,9 @@ func (p *Replay) Add(r *proxy.Record) {
 
 // Skip counts a record that another version of Ward wrote.
 func (p *Replay) Skip() { p.report.Unreadable++ }
+
+// Fold counts refusals that were recorded as a sum only.
+func (p *Replay) Fold(n int64) { p.report.Folded += n }
 
 // decideAll decides a whole call, as Decide does, and says which interaction it was that decided.
 func (s *Set) decideAll(in *inputs) (effect proxy.Effect, at int, failed bool) {

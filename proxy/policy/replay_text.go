@@ -33,6 +33,9 @@ func (r *ReplayReport) WriteTo(w io.Writer) (int64, error) {
 	if r.Undecided > 0 {
 		fmt.Fprintf(&b, "not replayed: %s refused before policy was asked\n", plural(r.Undecided, "call", "calls"))
 	}
+	if r.Folded > 0 {
+		fmt.Fprintf(&b, "not replayed: %s recorded as a sum only\n", plural(r.Folded, "refusal", "refusals"))
+	}
 	if r.Unreadable > 0 {
 		fmt.Fprintf(&b, "not replayed: %s of another version of Ward\n", plural(r.Unreadable, "record", "records"))
 	}
