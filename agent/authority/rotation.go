@@ -118,7 +118,8 @@ func (a *Authority) Rotation() Rotation {
 	return r
 }
 
-// Prepare makes the next CA and publishes it in the bundle. Nothing is signed with it yet.
+// Prepare makes the next CA and publishes it in the bundle. Nothing is signed with it yet; Run activates it once it has
+// been published for the lead.
 func (a *Authority) Prepare(ctx context.Context, o Order) error {
 	return a.step(Prepare, o, func() (*caGeneration, error) { return a.prepare(ctx) })
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -319,6 +320,54 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestRotationUnderLoad: while CAs come and go as fast as they can, every SVID is vouched for as soon as it is there and
+// until it ends, and nothing is refused.
+func TestRotationUnderLoad(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	a := open(t, options(filepath.Join(t.TempDir(), "ca")))
+	var tasks sync.WaitGroup
+	for range 4 {
+		tasks.Go(func() {
+			key := newKey(t)
+			for ctx.Err() == nil {
+				chain, err := a.IssueX509(context.Background(), authority.X509Request{ID: request(t, "/app/portal").ID, PublicKey: key.Public(), TTL: 2 * time.Second})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if now := time.Now(); now.Before(chain[0].NotAfter) && !verifies(a, chain[0], now) {
+					t.Errorf("an SVID that was just issued is not vouched for: %v", states(a))
+				}
+				a.Bundle()
+				a.Status()
+			}
+		})
+	}
+	turns := 0
+	for range 3 {
+		for _, step := range []func(context.Context, authority.Order) error{a.Prepare, a.Activate, a.Retire} {
+			for {
+				err := step(ctx, authority.Order{Lead: time.Millisecond})
+				if err == nil {
+					turns++
+					break
+				}
+				var refused *authority.TransitionError
+				if !errors.As(err, &refused) || refused.Possible.IsZero() {
+					t.Fatal(err)
+				}
+				<-time.After(time.Until(refused.Possible))
+			}
+		}
+	}
+	cancel()
+	tasks.Wait()
+	if turns != 9 {
+		t.Errorf("%d steps", turns)
+	}
+}
+
 // TestAway: an authority that was away for any time mends its CAs at the next start.
 func TestAway(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ca")
@@ -367,6 +416,7 @@ func TestRunAgain(t *testing.T) {
 		ended := make(chan error)
 		go func() { ended <- a.Run(ctx) }()
 		time.Sleep(42 * time.Minute)
+		synctest.Wait()
 		if failed < 2 || failed > 20 {
 			t.Errorf("%d failures seen in two minutes", failed)
 		}

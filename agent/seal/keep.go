@@ -26,6 +26,7 @@ import (
 //
 // A kept SVID is no less secret than the process's memory that it came from, and no more trusted than its checks: on
 // opening, each is verified with the kept bundle, and what does not open, fit or verify is dropped, with the reason.
+// Who can write into the folder can put back an older bundle together with older SVIDs; they end as they would have.
 type Keep struct {
 	o  KeepOptions
 	mu sync.Mutex

@@ -296,6 +296,29 @@ func TestKeepAtOnce(t *testing.T) {
 	}
 }
 
+func BenchmarkKeep(b *testing.B) {
+	c := newClinic(b)
+	box := newBox(b, 1)
+	k, _ := c.open(b, box)
+	c.save(b, k)
+	svid := c.svid(b, "ehr", time.Hour)
+	b.Run("save", func(b *testing.B) {
+		for b.Loop() {
+			if err := k.Save(svid); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	for i := range 200 {
+		c.save(b, k, c.svid(b, fmt.Sprint("app", i), time.Hour))
+	}
+	b.Run("open with 200", func(b *testing.B) {
+		for b.Loop() {
+			c.open(b, box)
+		}
+	})
+}
+
 // FuzzRecord: any record is refused without being quoted, or says the same when it is written again.
 func FuzzRecord(f *testing.F) {
 	c := newClinic(f)

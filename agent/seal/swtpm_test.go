@@ -13,7 +13,7 @@ import (
 
 // softwareTPM starts swtpm and returns the Unix socket on which it speaks. With the same state folder it is the same
 // TPM, booted again. It ends with the test, or by stop.
-func softwareTPM(t *testing.T, state string) (socket string, stop func()) {
+func softwareTPM(t testing.TB, state string) (socket string, stop func()) {
 	t.Helper()
 	binary, err := exec.LookPath("swtpm")
 	if err != nil {

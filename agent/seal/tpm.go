@@ -3,6 +3,7 @@ package seal
 import (
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,8 +21,10 @@ type TPMOptions struct {
 	Device string
 	// Path is the file of the sealed key. It is made, with a new key, when it is missing.
 	Path string
-	// SecureBoot binds a key that is made now to PCR 7: to the firmware's secure boot state and the certificates that
-	// vouched for what was booted. A change of either, as by a firmware update, makes the key unavailable for good.
+	// SecureBoot binds the key to PCR 7 as it is now: to the firmware's secure boot state, and the certificates that
+	// vouched for what was booted. When either changes, as by a firmware update, the key is unavailable for good; so
+	// switch this off for one start before such an update, and on again after it. A changed choice is carried out at
+	// the next start at which the key opens.
 	SecureBoot bool
 }
 
@@ -65,28 +68,38 @@ func OpenTPM(ctx context.Context, o TPMOptions) (*Box, error) {
 		return nil, fmt.Errorf("%w: %s was sealed by another TPM, before this one was cleared, or has been changed", ErrForeign, o.Path)
 	case err != nil:
 		return nil, fmt.Errorf("%w: the TPM does not open %s: %w", ErrUnavailable, o.Path, err)
+	case b.secureBoot != o.SecureBoot:
+		return t.keep(secret, o, true)
 	}
 	return New(secret)
 }
 
-// create makes a key, has it sealed, and believes that only after the TPM has given it back.
+// create makes a key.
 func (t *tpm) create(o TPMOptions) (*Box, error) {
 	secret := make([]byte, keySize)
 	if _, err := rand.Read(secret); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
+	return t.keep(secret, o, false)
+}
+
+// keep has a key sealed, and believes that only after the TPM has given it back.
+func (t *tpm) keep(secret []byte, o TPMOptions, replace bool) (*Box, error) {
 	b, err := t.seal(secret, o.SecureBoot)
 	if err != nil {
 		return nil, fmt.Errorf("%w: the TPM seals nothing: %w", ErrUnavailable, err)
 	}
 	back, err := t.unseal(b)
-	if err != nil || string(back) != string(secret) {
+	if err == nil && subtle.ConstantTimeCompare(back, secret) != 1 {
+		err = errors.New("it is something else")
+	}
+	if err != nil {
 		return nil, fmt.Errorf("%w: the TPM does not give back what it has sealed: %w", ErrUnavailable, err)
 	}
 	if err := privateDir(filepath.Dir(o.Path)); err != nil {
 		return nil, err
 	}
-	if err := write(o.Path, b.marshal(), false); err != nil {
+	if err := write(o.Path, b.marshal(), replace); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return New(secret)

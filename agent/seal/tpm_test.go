@@ -79,6 +79,11 @@ func TestTPM(t *testing.T) {
 			o.Device, stop = softwareTPM(t, state)
 			opens("after a boot")
 
+			o.SecureBoot = !o.SecureBoot // as around a firmware update
+			opens("with another choice")
+			o.SecureBoot = !o.SecureBoot
+			opens("with the first choice again")
+
 			extend(t, o.Device)
 			if secureBoot {
 				if _, err := seal.OpenTPM(t.Context(), o); !errors.Is(err, seal.ErrUnavailable) || !strings.Contains(err.Error(), "PCR 7") {
@@ -88,6 +93,15 @@ func TestTPM(t *testing.T) {
 				opens("with another secure boot state")
 			}
 			stop()
+
+			if secureBoot { // switched off while it opened, it opens in any state
+				o.Device, stop = softwareTPM(t, state)
+				o.SecureBoot = false
+				opens("after switching the bond off")
+				extend(t, o.Device)
+				opens("without the bond")
+				stop()
+			}
 
 			o.Device, _ = softwareTPM(t, filepath.Join(base, "another tpm"))
 			if _, err := seal.OpenTPM(t.Context(), o); !errors.Is(err, seal.ErrForeign) {
@@ -136,6 +150,17 @@ func TestTPMFile(t *testing.T) {
 			t.Errorf("OpenTPM = %v", err)
 		}
 	})
+}
+
+func BenchmarkOpenTPM(b *testing.B) {
+	base := b.TempDir()
+	o := seal.TPMOptions{Path: filepath.Join(base, "state", "kek.tpm")}
+	o.Device, _ = softwareTPM(b, filepath.Join(base, "tpm"))
+	for b.Loop() {
+		if _, err := seal.OpenTPM(context.Background(), o); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 // TestTPMBroken: what answers for a TPM may answer anything, or nothing.
