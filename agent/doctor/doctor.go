@@ -32,6 +32,7 @@ package doctor
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -99,6 +100,7 @@ type Options struct {
 const (
 	checkTime = 5 * time.Second
 	totalTime = 30 * time.Second
+	grace     = time.Second // for a check that minds its context to say so
 )
 
 // examination is what the checks of one Run share: what is examined, and what has been seen so far.
@@ -126,12 +128,20 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	ctx, cancel := context.WithTimeout(ctx, totalTime)
 	defer cancel()
 	x := &examination{Options: o, cfg: o.Config, host: o.Host, now: o.Host.Now(), levels: map[string]Level{}}
-	r := &Report{Schema: Schema, Version: o.Version, Time: x.now.UTC().Truncate(time.Second), Results: []Result{}, examined: x}
+	r := &Report{Schema: Schema, Version: o.Version, Time: x.now.UTC().Truncate(time.Second), Results: []Result{}}
 	for _, c := range all {
 		if !wanted[c.code] {
 			continue
 		}
-		res := x.make(ctx, c)
+		if ctx.Err() != nil {
+			x.levels[c.code] = Skip
+			r.add(Result{Code: c.code, Name: c.name, Group: c.group, Level: Skip, Reason: "have no time left"})
+			continue
+		}
+		res, stuck := x.make(ctx, c)
+		if stuck {
+			x = x.anew() // what hangs keeps the old one
+		}
 		x.levels[c.code] = res.Level
 		// What was made only as the ground of what was asked for is of interest only when it gave way.
 		if len(o.Codes) > 0 && !slices.Contains(o.Codes, c.code) && res.Level == OK {
@@ -139,7 +149,13 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		}
 		r.add(res)
 	}
+	r.examined = x
 	return r, nil
+}
+
+// anew is x with nothing seen so far.
+func (x *examination) anew() *examination {
+	return &examination{Options: x.Options, cfg: x.cfg, host: x.host, now: x.now, levels: maps.Clone(x.levels)}
 }
 
 // selected is the checks of the codes, with those that they stand on.
@@ -170,26 +186,35 @@ func selected(all []check, codes []string) (map[string]bool, error) {
 	return wanted, nil
 }
 
-// make runs one check, unless what it stands on is missing.
-func (x *examination) make(ctx context.Context, c check) Result {
-	res := Result{Code: c.code, Name: c.name, Group: c.group, Level: OK}
+// make runs one check, unless what it stands on is missing. Stuck says that it did not end in time and is still under
+// way: a call on a filesystem that is gone cannot be broken off.
+func (x *examination) make(ctx context.Context, c check) (res Result, stuck bool) {
+	res = Result{Code: c.code, Name: c.name, Group: c.group, Level: OK}
 	for _, ground := range c.after {
 		if x.levels[ground] != OK {
 			res.Level, res.Reason = Skip, "wait for "+ground
-			return res
+			return res, false
 		}
 	}
 	if c.root && x.host.UID != 0 {
 		res.Level, res.Reason = Skip, needRoot
-		return res
+		return res, false
 	}
 	if c.online && !x.Online {
 		res.Level, res.Reason = Skip, "ask other hosts (ward doctor --online)"
-		return res
+		return res, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	res.Findings = c.run(ctx, x)
+	done := make(chan []Finding, 1)
+	go func() { done <- c.run(ctx, x) }()
+	late := time.NewTimer(checkTime + grace)
+	defer late.Stop()
+	select {
+	case res.Findings = <-done:
+	case <-late.C:
+		res.Findings, stuck = skip("take too long"), true
+	}
 	for _, f := range res.Findings {
 		if f.Level == Skip && res.Reason == "" {
 			res.Reason = f.What
@@ -198,7 +223,7 @@ func (x *examination) make(ctx context.Context, c check) Result {
 			res.Level = f.Level
 		}
 	}
-	return res
+	return res, stuck
 }
 
 func (r *Report) add(res Result) {

@@ -131,7 +131,7 @@ func resolveName(ctx context.Context, name string) ([]netip.Addr, error) {
 // readDate asks for the headers alone, follows no redirect, and verifies TLS: whoever else could answer would be
 // telling the time.
 func readDate(ctx context.Context, url, caFile string) (time.Time, error) {
-	roots, err := (*x509.CertPool)(nil), error(nil)
+	var roots *x509.CertPool // the system's
 	if caFile != "" {
 		pem, err := os.ReadFile(caFile)
 		if err != nil {

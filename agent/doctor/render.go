@@ -62,11 +62,14 @@ func sentence(n int, reason string) string {
 	return plural(n, "check") + " " + reason
 }
 
-// singular is a reason as one check would say it: it needs, waits, asks, finds, cannot.
+// singular is a reason as one check would say it: it needs, waits, asks, finds, has, cannot.
 func singular(reason string) string {
 	verb, rest, ok := strings.Cut(reason, " ")
-	if !ok || verb == "cannot" {
+	switch {
+	case !ok, verb == "cannot":
 		return reason
+	case verb == "have":
+		return "has " + rest
 	}
 	return verb + "s " + rest
 }
