@@ -63,12 +63,12 @@ func TestAgedAttestationThatFailsEndsTheSession(t *testing.T) {
 	failure := errors.New("the unit cannot be read")
 	for _, tt := range []struct {
 		name   string
-		change func(*bench, *process)
+		change func(*process)
 		want   error
 	}{
-		{"an attestor fails", func(b *bench, _ *process) { b.teller.fail = failure }, failure},
-		{"the facts are others", func(_ *bench, p *process) { p.facts = sel("unix.uid", "1001") }, ErrNoIdentity},
-		{"another program", func(_ *bench, p *process) { p.become(attest.ErrReplaced) }, attest.ErrReplaced},
+		{"an attestor fails", func(p *process) { p.turn(failure) }, failure},
+		{"the facts are others", func(p *process) { p.turn(nil, "unix.uid", "1001") }, ErrNoIdentity},
+		{"another program", func(p *process) { p.become(attest.ErrReplaced) }, attest.ErrReplaced},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			run(t, func(t *testing.T, b *bench) {
@@ -76,7 +76,7 @@ func TestAgedAttestationThatFailsEndsTheSession(t *testing.T) {
 				st, h := b.watch(p, X509SVIDs), b.hold(p, LentSVIDs)
 				time.Sleep(2 * time.Second)
 				synctest.Wait()
-				tt.change(b, p)
+				tt.change(p)
 				st.want(1)
 				time.Sleep(time.Second)
 				st.ended(1, tt.want)

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"sync"
@@ -21,6 +22,7 @@ type process struct {
 
 	mu    sync.Mutex
 	state error
+	fail  error // of attesting it
 }
 
 func newProcess(pairs ...string) *process {
@@ -52,11 +54,21 @@ func (p *process) become(state error) {
 	p.state = state
 }
 
+// turn changes what is read of the process from now on.
+func (p *process) turn(fail error, pairs ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fail, p.facts = fail, sel(pairs...)
+}
+
 // teller attests the facts that a process of this file has, or fails.
 type teller struct{ fail error }
 
 func (teller) Name() string { return "teller" }
 
 func (a *teller) Attest(_ context.Context, p attest.Process) ([]attest.Selector, error) {
-	return p.(*process).facts, a.fail
+	q := p.(*process)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.facts, cmp.Or(a.fail, q.fail)
 }
