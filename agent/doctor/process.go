@@ -41,10 +41,12 @@ func readSockets(proc string) ([]Socket, error) {
 	if err != nil {
 		return nil, err
 	}
+	//lint:ignore SA1019 the file needs no netlink, which a sandbox may forbid: the doctor must still see where Ward cannot
 	four, err := f.NetTCP()
 	if err != nil {
 		return nil, err
 	}
+	//lint:ignore SA1019 as above
 	if six, err := f.NetTCP6(); err == nil { // absent where IPv6 is off
 		four = append(four, six...)
 	}
