@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	jsonv2 "github.com/go-json-experiment/json"
 	"golang.org/x/sys/unix"
@@ -67,55 +66,6 @@ func scan(ctx context.Context, begin cursor) iter.Seq2[Entry, error] {
 			}
 			if !yield(e, nil) {
 				return
-			}
-		}
-	}
-}
-
-// TailOptions says what of the log's end Tail gives. The zero value gives nothing.
-type TailOptions struct {
-	Last   int64         // how many of the last records
-	Follow bool          // go on with records as they are written
-	Poll   time.Duration // how often a follower looks; 200 ms
-}
-
-// Tail calls fn for the last records of the log and, when it follows, for those that come, across rotations and
-// restarts of the writer, until ctx ends or fn returns an error; that error is returned. Half a record is never seen.
-// A follower is told of what it lost by an Entry; it misses nothing without one.
-func Tail(ctx context.Context, dir string, o TailOptions, fn func(Entry) error) error {
-	segments, err := listSegments(dir)
-	if err != nil {
-		return err
-	}
-	c := &cursor{dir: dir}
-	defer c.close()
-	if n := len(segments); n > 0 {
-		last, err := lastIndex(segments[n-1])
-		if err != nil {
-			return err
-		}
-		end := max(last+1, segments[n-1].first)
-		c.next = max(segments[0].first, end-max(0, o.Last))
-	}
-	setDefault(&o.Poll, 200*time.Millisecond)
-	ticker := time.NewTicker(o.Poll)
-	defer ticker.Stop()
-	for {
-		e, err := c.read(ctx)
-		switch {
-		case err == nil:
-			if err := fn(e); err != nil {
-				return err
-			}
-		case !errors.Is(err, io.EOF):
-			return err
-		case !o.Follow:
-			return nil
-		default:
-			select {
-			case <-ticker.C:
-			case <-ctx.Done():
-				return ctx.Err()
 			}
 		}
 	}

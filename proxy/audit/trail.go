@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -359,13 +360,14 @@ func (l *Log) note(event string, about any, detail string) error {
 	return err
 }
 
-// Dirs gives those of the folders that hold a log, for readers: the second one may not have been made yet.
+// Dirs gives those of the folders that hold a log, for readers, and those of which that cannot be told: a folder that is
+// not there yet, or holds nothing, is left out.
 func Dirs(dirs ...string) (all []string) {
 	for _, d := range dirs {
 		if d == "" {
 			continue
 		}
-		if segments, err := listSegments(filepath.Clean(d)); err == nil && len(segments) > 0 {
+		if segments, err := listSegments(filepath.Clean(d)); err != nil && !errors.Is(err, fs.ErrNotExist) || len(segments) > 0 {
 			all = append(all, d)
 		}
 	}
