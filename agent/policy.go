@@ -74,7 +74,10 @@ func explain(w io.Writer, cfg *config.Config, records []proxy.Record) error {
 		}
 		verdict += "; only observed, and answered"
 	}
-	fmt.Fprintf(&b, "%s %d  %s", verdict, last.Status, first.Time.UTC().Format(time.RFC3339))
+	if last.Status != 0 { // a defect ends a call without an answer
+		verdict += fmt.Sprintf(" %d", last.Status)
+	}
+	fmt.Fprintf(&b, "%s  %s", verdict, first.Time.UTC().Format(time.RFC3339))
 	if first.PolicySet != "" {
 		fmt.Fprintf(&b, "  policy set %s", audit.Escape(first.PolicySet))
 	}

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/wardmesh/ward/proxy"
+	"github.com/wardmesh/ward/proxy/wire"
 )
 
 // observing makes the service one that is observed for an hour.
@@ -358,14 +359,25 @@ type brokenScorer struct{}
 
 func (brokenScorer) Score(*proxy.Facts) proxy.Risk { panic("Zebra4711") }
 
+// brokenUpstream has one that comes later still.
+type brokenUpstream struct{}
+
+func (brokenUpstream) RoundTrip(context.Context, *wire.Request) (*wire.Response, error) {
+	panic("Zebra4711")
+}
+
 // A defect in Ward ends its call without an answer, and leaves a record that says so and nothing of the call's content.
 func TestDefectIsRecorded(t *testing.T) {
-	for name, change := range map[string]func(*proxy.IngressOptions){
-		"early": func(o *proxy.IngressOptions) { o.Limits = broken{} },
-		"late":  func(o *proxy.IngressOptions) { o.Risk = brokenScorer{} },
+	for name, c := range map[string]struct {
+		stage  proxy.Stage
+		change func(*proxy.IngressOptions)
+	}{
+		"early":            {proxy.StageRefusal, func(o *proxy.IngressOptions) { o.Limits = broken{} }},
+		"late":             {proxy.StageRefusal, func(o *proxy.IngressOptions) { o.Risk = brokenScorer{} }},
+		"after the intent": {proxy.StageOutcome, func(o *proxy.IngressOptions) { o.Upstream = brokenUpstream{} }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, setup{ingress: change})
+			w := newWorld(t, setup{ingress: c.change})
 			conn := w.dialIngress(w.ehr.svid.Load())
 			if _, err := io.WriteString(conn, request("GET /fhir/Observation/1", "", bearer(w.issuer.token(t, "ehr")))); err != nil {
 				t.Fatal(err)
@@ -374,7 +386,7 @@ func TestDefectIsRecorded(t *testing.T) {
 				t.Errorf("answered %q", b)
 			}
 			r := w.trail.await(t, 1, func(r *proxy.Record) bool { return r.Cause == proxy.CauseInternal })[0]
-			if r.Stage != proxy.StageRefusal || r.Effect != proxy.EffectError || r.Decision == "" || r.Caller != w.ehr.id.String() || contains(toJSON(r), "Zebra") {
+			if r.Stage != c.stage || r.Effect != proxy.EffectError || r.Decision == "" || r.Caller != w.ehr.id.String() || contains(toJSON(r), "Zebra") {
 				t.Errorf("%s", toJSON(r))
 			}
 			w.upstream.untouched(t)
