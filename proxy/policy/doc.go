@@ -55,7 +55,8 @@
 // # Afterwards
 //
 // A [proxy.Decision] bears the hash of the set and the inputs as policy saw them. With the set's files kept by their hash
-// ([Set.Source], [Parse]), [Explain] decides again offline and shows which clause failed.
+// ([Set.Source], [Parse]), [Explain] decides again offline and shows which clause failed. [Replay] decides a whole trail
+// again by another set, and says what that set would have changed.
 //
 // # Threats
 //
