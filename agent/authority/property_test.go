@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -18,9 +19,15 @@ import (
 // lead, what was issued is vouched for until it ends, and who waits for the bundle's changes misses none. Only force
 // excepts, and only what it was used on.
 func TestAnyOrder(t *testing.T) {
+	base := memory(t)
 	rapid.Check(t, func(r *rapid.T) {
 		ctx := context.Background()
-		o, now := timed(filepath.Join(t.TempDir(), "ca"))
+		dir, err := os.MkdirTemp(base, "")
+		if err != nil {
+			r.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		o, now := timed(filepath.Join(dir, "ca"))
 		o.CATTL = time.Duration(rapid.SampledFrom([]int{1, 60, 60 * 24 * 30}).Draw(r, "ca minutes")) * time.Minute
 		o.X509TTL = min(o.CATTL/6, authority.MaxX509TTL)
 		a, err := authority.Open(ctx, o)

@@ -1,108 +1,17 @@
 package authority
 
 import (
-	"bytes"
 	"context"
-	"crypto"
-	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"time"
 
 	"go.uber.org/zap"
 )
-
-// Step is one step in replacing a CA by the next.
-type Step string
-
-// The steps.
-const (
-	Prepare  Step = "prepare"  // the next CA is made and published, and signs nothing yet
-	Activate Step = "activate" // the prepared CA signs, and the one before it no longer does
-	Retire   Step = "retire"   // a CA that does not sign leaves the bundle
-)
-
-// mostGenerations is how many CAs the bundle holds at most, so that forced rotation cannot make it grow without end.
-const mostGenerations = 10
-
-// Order asks for a step.
-type Order struct {
-	By         string        // who asks, for the event; "" stands for the authority itself
-	Lead       time.Duration // Activate: how long the CA must have been published; 0 stands for Rotation.Lead
-	Generation uint32        // Retire: which CA; 0 stands for the oldest that does not sign
-	// Force takes the step although it cuts off processes that are not to blame: Activate before the lead has
-	// passed, Retire while certificates of that CA are valid. For a CA whose key may be known to others.
-	Force bool
-}
-
-// Event is a step that was taken, or that failed.
-type Event struct {
-	Step         Step
-	At           time.Time
-	By           string // "" stands for the authority itself
-	Forced       bool
-	Generation   uint32
-	SubjectKeyID []byte
-	NotAfter     time.Time // the CA's end
-	Sequence     uint64    // of the bundle, after the step
-	Err          error     // why the step was not taken; nil when it was
-}
-
-// ErrTransition: the step may not be taken now. The error is a *TransitionError.
-var ErrTransition = errors.New("the CA cannot take this step now")
-
-// TransitionError says why a step was refused. It is ErrTransition to errors.Is.
-type TransitionError struct {
-	Step     Step
-	Problem  string
-	Possible time.Time // from when on the same order would be accepted; zero when time alone does not help
-	Advice   string
-}
-
-// Error says why, and what to do or until when to wait.
-func (e *TransitionError) Error() string {
-	text := fmt.Sprintf("cannot %s: %s", e.Step, e.Problem)
-	if !e.Possible.IsZero() {
-		text += "; possible from " + e.Possible.UTC().Format(time.RFC3339)
-	}
-	if e.Advice != "" {
-		text += "; " + e.Advice
-	}
-	return text
-}
-
-// Is makes every TransitionError ErrTransition.
-func (e *TransitionError) Is(target error) bool { return target == ErrTransition }
-
-// Generation is one CA of the bundle.
-type Generation struct {
-	Number              uint32
-	State               State
-	SubjectKeyID        []byte
-	NotBefore, NotAfter time.Time
-	Published           time.Time // when it came into the bundle
-	Activated, Replaced time.Time // when it began to sign, and when it stopped; zero while that is to come
-	LastSVID            time.Time // the end of the SVID of this CA that lives longest; zero when it signed none that lives
-	KeyPath             string    // where its key is; "" when it is in no file, or destroyed because it signs no more
-	Sealed              bool      // whether the key is kept sealed
-}
-
-// Rotation is where the replacing of CAs is.
-type Rotation struct {
-	Generations []Generation  // all that are in the bundle, by number; just one is Active
-	Sequence    uint64        // of the bundle
-	Lead        time.Duration // how long the next CA is published before it signs
-	Next        Step          // what Run will do next, when, and with which CA
-	NextAt      time.Time
-	NextCA      uint32
-}
 
 // Rotation reports on the CAs.
 func (a *Authority) Rotation() Rotation {
@@ -346,86 +255,4 @@ func (a *Authority) clear() {
 	if err != nil {
 		a.log.Warn("what is left of CAs that sign no more could not be removed", zap.Error(err))
 	}
-}
-
-// newestMeta is the journal's record of the highest generation there has been, so that no number comes again.
-const newestMeta = "x509_ca_newest"
-
-func newestNow(n uint32) Record {
-	return Record{BucketMeta, []byte(newestMeta), strconv.AppendUint(nil, uint64(n), 10)}
-}
-
-func newestGeneration(ctx context.Context, o Options, store Store, cas []*caGeneration) (uint32, error) {
-	var newest uint32
-	for _, g := range cas {
-		newest = max(newest, g.name.Generation)
-	}
-	v, err := store.Get(ctx, BucketMeta, []byte(newestMeta))
-	if errors.Is(err, ErrNotFound) {
-		return newest, nil
-	}
-	n, parseErr := strconv.ParseUint(string(v), 10, 32)
-	if err = errors.Join(err, parseErr); err != nil {
-		return 0, &CorruptError{Path: filepath.Join(o.Dir, journalFile), Problem: "the journal does not say how many CAs there have been", Advice: restore, Err: err}
-	}
-	return max(newest, uint32(n)), nil
-}
-
-// liveEnds finds, for each CA, the end of the certificate that lives longest.
-func liveEnds(ctx context.Context, o Options, store Store) (map[uint32]time.Time, error) {
-	ends := make(map[uint32]time.Time)
-	err := store.Range(ctx, BucketSerials, serialKey(o.Clock(), nil), nil, func(k, v []byte) error {
-		end, ok := serialEnd(k)
-		var r serialRecord
-		if err := json.Unmarshal(v, &r); err != nil || !ok {
-			return &CorruptError{Path: filepath.Join(o.Dir, journalFile), Problem: "the record of a serial cannot be read", Advice: restore, Err: err}
-		}
-		n := max(r.CA, 1) // journals of before there were several do not say
-		ends[n] = latest(ends[n], end)
-		return nil
-	})
-	return ends, err
-}
-
-// caGeneration is one CA: what the journal says of it, and its key. It is never changed once others can see it.
-type caGeneration struct {
-	name   KeyName
-	record keyRecord
-	stored []byte // the record as it is in the journal
-	cert   *x509.Certificate
-	key    crypto.Signer // nil in an old one
-	place  Place
-}
-
-func newGeneration(name KeyName, state State, cert *x509.Certificate, key crypto.Signer, now time.Time) *caGeneration {
-	r := keyRecord{Class: X509CA, Generation: name.Generation, Use: X509CA.Use(), State: state,
-		Public: publicDER(key.Public()), Certificate: cert.Raw, Created: now.UTC()}
-	return &caGeneration{name: name, record: r, stored: encode(r), cert: cert, key: key}
-}
-
-// in is a copy in another state, for its maker to complete.
-func (g *caGeneration) in(s State) *caGeneration {
-	c := *g
-	c.record.State = s
-	return &c
-}
-
-// published is when the CA came into the bundle: it is recorded then, and in the bundle as soon as that is durable.
-func (g *caGeneration) published() time.Time { return g.record.Created }
-
-// life is how long the CA signs at most.
-func (g *caGeneration) life() time.Duration {
-	return g.cert.NotAfter.Sub(g.cert.NotBefore) - backdate
-}
-
-func (g *caGeneration) describe() Generation {
-	out := Generation{Number: g.name.Generation, State: g.record.State, SubjectKeyID: bytes.Clone(g.cert.SubjectKeyId), NotBefore: g.cert.NotBefore, NotAfter: g.cert.NotAfter,
-		Published: g.published(), Activated: g.record.Activated, Replaced: g.record.Replaced}
-	if g.key != nil {
-		out.KeyPath, out.Sealed = g.place.Path, g.place.Sealed
-	}
-	if g.record.State != Prepared && out.Activated.IsZero() {
-		out.Activated = g.record.Created // the first CA has none to wait for
-	}
-	return out
 }

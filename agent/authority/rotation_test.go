@@ -29,6 +29,17 @@ func timed(dir string) (authority.Options, *clock) {
 	return o, c
 }
 
+// memory is a folder in memory where there is one, for tests of many steps that ask nothing of the disk.
+func memory(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "ward-authority-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func (c *clock) forward(d time.Duration) { c.set(c.get().Add(d)) }
 
 func issue(t testing.TB, a *authority.Authority) *x509.Certificate {
@@ -189,7 +200,7 @@ func TestRotation(t *testing.T) {
 // TestCompromise: by force, a CA whose key is known to others is out of the bundle at once, and so is what it signed.
 func TestCompromise(t *testing.T) {
 	ctx := context.Background()
-	o, now := timed(filepath.Join(t.TempDir(), "ca"))
+	o, now := timed(filepath.Join(memory(t), "ca"))
 	a := open(t, o)
 	stolen := issue(t, a)
 	for _, step := range []func(context.Context, authority.Order) error{a.Prepare, a.Activate, a.Retire} {
@@ -215,7 +226,7 @@ func TestCompromise(t *testing.T) {
 // TestBundleIsBounded: forced rotation cannot make the bundle grow without end.
 func TestBundleIsBounded(t *testing.T) {
 	ctx := context.Background()
-	a := open(t, options(filepath.Join(t.TempDir(), "ca")))
+	a := open(t, options(filepath.Join(memory(t), "ca")))
 	issue(t, a)
 	for {
 		err := a.Prepare(ctx, authority.Order{Force: true})
@@ -236,7 +247,7 @@ func TestBundleIsBounded(t *testing.T) {
 // TestRefreshHint: a bundle is fetched often enough to be had before its newest CA signs.
 func TestRefreshHint(t *testing.T) {
 	for _, life := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour, 365 * 24 * time.Hour} {
-		o, _ := timed(filepath.Join(t.TempDir(), "ca"))
+		o, _ := timed(filepath.Join(memory(t), "ca"))
 		o.CATTL = life
 		a := open(t, o)
 		hint, ok := a.Bundle().RefreshHint()
@@ -253,7 +264,7 @@ func TestRun(t *testing.T) {
 		"a week":   {7 * 24 * time.Hour, 24 * time.Hour, 6 * time.Hour},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "ca")
+			dir := filepath.Join(memory(t), "ca")
 			synctest.Test(t, func(t *testing.T) {
 				var events []authority.Event
 				o := authority.Options{Dir: dir, TrustDomain: domain, Logger: zap.NewNop(), CATTL: c.ca, X509TTL: c.svid, Events: func(e authority.Event) { events = append(events, e) }}
@@ -325,13 +336,13 @@ func TestRun(t *testing.T) {
 func TestRotationUnderLoad(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	a := open(t, options(filepath.Join(t.TempDir(), "ca")))
+	a := open(t, options(filepath.Join(memory(t), "ca")))
 	var tasks sync.WaitGroup
 	for range 4 {
 		tasks.Go(func() {
 			key := newKey(t)
 			for ctx.Err() == nil {
-				chain, err := a.IssueX509(context.Background(), authority.X509Request{ID: request(t, "/app/portal").ID, PublicKey: key.Public(), TTL: 2 * time.Second})
+				chain, err := a.IssueX509(context.Background(), authority.X509Request{ID: request(t, "/app/portal").ID, PublicKey: key.Public(), TTL: time.Second})
 				if err != nil {
 					t.Error(err)
 					return
@@ -370,7 +381,7 @@ func TestRotationUnderLoad(t *testing.T) {
 
 // TestAway: an authority that was away for any time mends its CAs at the next start.
 func TestAway(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "ca")
+	dir := filepath.Join(memory(t), "ca")
 	synctest.Test(t, func(t *testing.T) {
 		o := authority.Options{Dir: dir, TrustDomain: domain, Logger: zap.NewNop(), CATTL: time.Hour, X509TTL: time.Minute}
 		for _, away := range []time.Duration{0, 45 * time.Minute, 59 * time.Minute, time.Hour, 5 * time.Hour, 45 * time.Minute} {
@@ -394,7 +405,7 @@ func TestAway(t *testing.T) {
 
 // TestRunAgain: a step that fails is tried again, and the observer learns of it.
 func TestRunAgain(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "ca")
+	dir := filepath.Join(memory(t), "ca")
 	synctest.Test(t, func(t *testing.T) {
 		failed := 0
 		o := authority.Options{Dir: dir, TrustDomain: domain, Logger: zap.NewNop(), CATTL: time.Hour, X509TTL: time.Minute}
