@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,9 @@ import (
 // childDir, when it is set, makes this binary the process that TestKilled kills.
 const childDir = "WARD_AUDIT_TEST_DIR"
 
+// childMax, when it is set, is that process's Options.MaxSize.
+const childMax = "WARD_AUDIT_TEST_MAX"
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childDir); dir != "" {
 		fmt.Fprintln(os.Stderr, appendForever(dir))
@@ -32,7 +36,9 @@ func TestMain(m *testing.M) {
 
 // appendForever appends from many goroutines, and prints the id of each decision once it is durable.
 func appendForever(dir string) error {
+	most, _ := strconv.ParseInt(os.Getenv(childMax), 10, 64)
 	l, err := Open(context.Background(), Options{Dir: dir, Origin: testOrigin, SegmentSize: 64 << 10, CheckpointRecords: 40, MinFree: 1,
+		Reserve: 256 << 10, MaxSize: most,
 		Logger: zap.NewNop(), Registerer: prometheus.NewRegistry()})
 	if err != nil {
 		return err
@@ -127,4 +133,50 @@ func TestKilled(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills, %d answered calls, none lost; %d torn tails moved aside", kills, len(answered), torn)
+}
+
+// Killed at any moment while old segments are removed, the log goes on, and proves what is left of it.
+func TestKilledWhileRemoving(t *testing.T) {
+	o := testOptions(t)
+	begin := int64(0)
+	for range 8 {
+		child := exec.Command(os.Args[0])
+		child.Env = append(os.Environ(), childDir+"="+o.Dir, childMax+"=20000")
+		var stderr strings.Builder
+		child.Stderr = &stderr
+		out, err := child.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		last := ""
+		for lines, n := bufio.NewScanner(out), 0; lines.Scan(); {
+			last = lines.Text()
+			if n++; n == 60 {
+				if err := child.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		_ = child.Wait()
+		if stderr.Len() > 0 {
+			t.Fatal(stderr.String())
+		}
+		if err := mustOpen(t, again(o)).Close(); err != nil {
+			t.Fatal(err)
+		}
+		report := mustVerify(t, o)
+		if report.Begin < begin {
+			t.Fatalf("the log began with record %d, and now with %d", begin, report.Begin)
+		}
+		begin = report.Begin
+		if found, err := Find(context.Background(), o.Dir, last); err != nil || len(found) == 0 {
+			t.Fatalf("%s was durable and is gone (%v)", last, err)
+		}
+	}
+	if begin == 0 {
+		t.Error("nothing was removed")
+	}
 }
