@@ -1,0 +1,228 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// under does something while an application calls all the time, and gives what that saw.
+func (w *world) under(do func() error) (tally, error) {
+	stop, err := w.load()
+	if err != nil {
+		return tally{}, err
+	}
+	err = w.pause(time.Second)
+	if err == nil {
+		err = do()
+	}
+	if err == nil {
+		err = w.pause(2 * time.Second)
+	}
+	t, stopped := stop()
+	return t, errors.Join(err, stopped)
+}
+
+// kill ends each unit by SIGKILL while calls run. Calls that are in flight may fail; none that begins later may, and
+// the trail stays whole.
+func (w *world) kill() (said []string, err error) {
+	for _, role := range roles {
+		unit := "ward-" + role + ".service"
+		var killed time.Time
+		t, err := w.under(func() error {
+			killed = time.Now()
+			_, err := w.guest.run(w.ctx, "systemctl", "kill", "--kill-who=main", "--signal=KILL", unit)
+			return err
+		})
+		if err != nil {
+			return said, err
+		}
+		for _, f := range t.Failed {
+			if f.Began.After(killed.Add(50 * time.Millisecond)) {
+				return said, fmt.Errorf("%s was killed at %s, and a call that began at %s failed: %d %s", unit, killed.Format(time.StampMilli), f.Began.Format(time.StampMilli), f.Status, f.Error)
+			}
+		}
+		if role == "agent" && len(t.Failed) > 0 {
+			return said, fmt.Errorf("no call runs through the agent, and %d failed when it was killed: %+v", len(t.Failed), t.Failed[0])
+		}
+		if t.LastGood.Before(killed.Add(time.Second)) {
+			return said, fmt.Errorf("%s was killed at %s; the last call that went well ended at %s", unit, killed.Format(time.StampMilli), t.LastGood.Format(time.StampMilli))
+		}
+		whole, err := w.trail("ingress")
+		if err != nil {
+			return said, err
+		}
+		said = append(said, fmt.Sprintf("%s: %d calls, %d in flight failed, slowest %d ms, trail %s", role, t.OK, len(t.Failed), t.Slowest.Milliseconds(), whole))
+	}
+	return said, nil
+}
+
+// trail verifies a role's trail and gives the sentence that says so.
+func (w *world) trail(role string) (string, error) {
+	out, err := w.guest.run(w.ctx, "ward", "audit", "verify", "--dir", "/var/lib/ward/"+role+"/audit")
+	if err != nil {
+		return "", err
+	}
+	first, _, _ := strings.Cut(out, "\n")
+	if !strings.HasPrefix(first, "whole") {
+		return "", fmt.Errorf("the trail of %s: %s", role, out)
+	}
+	return first, nil
+}
+
+// restart replaces each role while calls run: systemd holds the sockets, and the calls that run end.
+func (w *world) restart() (said []string, err error) {
+	for _, role := range roles {
+		t, err := w.under(func() error {
+			_, err := w.guest.run(w.ctx, "systemctl", "restart", "ward-"+role+".service")
+			return err
+		})
+		if err != nil {
+			return said, err
+		}
+		if len(t.Failed) > 0 {
+			return said, fmt.Errorf("%d of %d calls failed while %s was restarted; the first: %+v", len(t.Failed), t.OK+len(t.Failed), role, t.Failed[0])
+		}
+		said = append(said, fmt.Sprintf("%s: %d calls, 0 failed, slowest %d ms", role, t.OK, t.Slowest.Milliseconds()))
+	}
+	return said, nil
+}
+
+// upgrade installs a newer version of the same package while calls run.
+func (w *world) upgrade() ([]string, error) {
+	var took time.Duration
+	t, err := w.under(func() error {
+		begun := time.Now()
+		_, err := w.guest.script(w.ctx, "apt-get install -y /srv/new/"+filepath.Base(w.parts.new))
+		took = time.Since(begun)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(t.Failed) > 0 {
+		return nil, fmt.Errorf("%d of %d calls failed during the upgrade; the first: %+v", len(t.Failed), t.OK+len(t.Failed), t.Failed[0])
+	}
+	// Each daemon is the new one.
+	for _, role := range roles {
+		pid, err := w.show("ward-"+role+".service", "MainPID")
+		if err != nil {
+			return nil, err
+		}
+		exe, err := w.guest.run(w.ctx, "readlink", "/proc/"+pid+"/exe")
+		if err != nil {
+			return nil, err
+		}
+		if strings.TrimSpace(exe) != "/usr/bin/ward" {
+			return nil, fmt.Errorf("%s still runs the old binary: %s", role, exe)
+		}
+	}
+	version, err := w.guest.run(w.ctx, "ward", "version")
+	if err != nil || !strings.Contains(version, newVersion) {
+		return nil, fmt.Errorf("ward says it is %q: %w", version, err)
+	}
+	return []string{fmt.Sprintf("%d calls, 0 failed, slowest %d ms; the upgrade took %.1fs", t.OK, t.Slowest.Milliseconds(), took.Seconds())}, nil
+}
+
+// badConfig: a version that does not accept the config restarts nothing.
+func (w *world) badConfig() ([]string, error) {
+	before, err := w.show("ward-agent.service", "MainPID")
+	if err != nil {
+		return nil, err
+	}
+	const bad = "/etc/ward/conf.d/bad.yaml"
+	if _, err := w.guest.script(w.ctx, "echo 'no_such_key: 1' >"+bad); err != nil {
+		return nil, err
+	}
+	out, failed := w.guest.script(w.ctx, "apt-get install -y --reinstall --allow-downgrades /srv/new/"+filepath.Base(w.parts.new)+" 2>&1")
+	if _, err := w.guest.script(w.ctx, "rm "+bad); err != nil {
+		return nil, err
+	}
+	if failed == nil || !strings.Contains(out, "bad.yaml:1:1") || !strings.Contains(out, "what runs has not been restarted") {
+		return nil, fmt.Errorf("a config that the new version does not accept was not said: %w\n%s", failed, tail(out, 20))
+	}
+	after, err := w.show("ward-agent.service", "MainPID")
+	if err != nil {
+		return nil, err
+	}
+	if before != after {
+		return nil, errors.New("the agent was restarted all the same")
+	}
+	if _, err := w.guest.run(w.ctx, "dpkg", "--configure", "ward"); err != nil {
+		return nil, err
+	}
+	if status, _, err := w.call("portal"); err != nil || status != "200" {
+		return nil, fmt.Errorf("after it was mended a call ended in %q: %w", status, err)
+	}
+	return []string{"said, and nothing was restarted"}, nil
+}
+
+// oneProcess: ward run in place of the roles, and back.
+func (w *world) oneProcess() ([]string, error) {
+	for _, unit := range []string{"ward.service", "ward.target"} {
+		if _, err := w.guest.run(w.ctx, "systemctl", "start", unit); err != nil {
+			return nil, err
+		}
+		if status, _, err := w.call("portal"); err != nil || status != "200" {
+			return nil, fmt.Errorf("under %s a call ended in %q: %w", unit, status, err)
+		}
+		out, _ := w.guest.run(w.ctx, "systemctl", "list-units", "--plain", "--no-legend", "--state=running", "ward*.service")
+		if one := strings.Contains(out, "ward.service"); one != (unit == "ward.service") || one == strings.Contains(out, "ward-agent.service") {
+			return nil, fmt.Errorf("under %s there run\n%s", unit, out)
+		}
+	}
+	return []string{"ward.service in place of ward.target and back, with the same identities"}, nil
+}
+
+// remove takes the package away: config, state and trail stay.
+func (w *world) remove() ([]string, error) {
+	out, err := w.guest.script(w.ctx, "apt-get remove -y ward 2>&1")
+	if err != nil {
+		return nil, err
+	}
+	if !strings.Contains(out, "/app/portal") {
+		return nil, fmt.Errorf("it does not say who loses the way to its server:\n%s", out)
+	}
+	left, err := w.guest.script(w.ctx, `
+systemctl list-units --all --plain --no-legend 'ward*'
+pgrep -a ward || true
+find /etc/systemd/system -name 'ward*' -type l
+find /usr /run -name '*ward*' -not -path '/usr/share/*' -not -path '/usr/lib/python*' -not -name '*forward*' -not -name '*steward*' -not -name 'hardwar*' 2>/dev/null | grep -E '/ward([-./]|$)' || true
+test -f /etc/ward/ward.yaml -a -f /var/lib/ward/authority/ledger.db -o -d /var/lib/ward/authority
+test -d /var/lib/ward/ingress/audit`)
+	if err != nil {
+		return nil, err
+	}
+	if strings.TrimSpace(left) != "" {
+		return nil, fmt.Errorf("left behind:\n%s", left)
+	}
+	return []string{"config, state and trail are kept, nothing runs", "says that /app/portal loses its way"}, nil
+}
+
+// purge takes all but the audit trail.
+func (w *world) purge() ([]string, error) {
+	out, err := w.guest.script(w.ctx, "apt-get purge -y ward 2>&1")
+	if err != nil {
+		return nil, err
+	}
+	if !strings.Contains(out, "the audit trail stays") {
+		return nil, fmt.Errorf("it does not say that the trail stays:\n%s", out)
+	}
+	left, err := w.guest.script(w.ctx, "test ! -e /etc/ward; find /var/lib/ward -mindepth 1 -maxdepth 2 | sort")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(left) {
+		switch filepath.Base(strings.TrimSpace(line)) {
+		case "agent", "egress", "ingress", "audit", "audit.pub", "audit.policies":
+		default:
+			return nil, fmt.Errorf("left behind:\n%s", left)
+		}
+	}
+	if !strings.Contains(left, "/var/lib/ward/ingress/audit\n") {
+		return nil, fmt.Errorf("the trail of ingress is gone:\n%s", left)
+	}
+	return []string{"the trail stays, without the keys that signed it"}, nil
+}
