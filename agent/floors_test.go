@@ -185,6 +185,7 @@ func TestFloorRules(t *testing.T) {
 		{"workload", "attest", true, true},
 		{"workload/api", "attest", true, true},
 		{"workload/api", "workload", true, true},
+		{"workload/broker", "workload/broker/wardref", true, true},
 		{"proxy", "proxy/fhir", true, true},
 		{"proxy", "proxy/wire", true, true},
 		{"proxy/token", "proxy", true, true},

@@ -23,7 +23,7 @@ import (
 
 // ClientOptions is what a Client is made of. Socket, Verify and Log are required.
 type ClientOptions struct {
-	Socket string               // path of the agent's Broker API socket
+	Socket string               // path of the agent's Broker API socket; always explicit, so that BE §4's variable has no say
 	Verify func(net.Conn) error // nil for a connection behind which the agent is; see ServedBy
 	Log    *zap.Logger
 
