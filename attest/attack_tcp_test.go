@@ -105,7 +105,7 @@ func TestAttackTCPSharedConnection(t *testing.T) {
 		fmt.Fprintln(owner.in, "child exec "+copyProgram(t, "other")) // answers by being another program
 		_ = owner.lines.Scan()
 		_, err = attest.Run(t.Context(), p, allAttestors(t))
-		wantError(t, err, attest.ErrReplaced)
+		wantReplaced(t, err)
 		await(t, p.Done(), "the exec of a process that shares the connection")
 	})
 	t.Run("another user", func(t *testing.T) {

@@ -96,10 +96,10 @@ func TestAttackExecSwap(t *testing.T) {
 				t.Fatalf("the attack did not come about: %s %v", link, err)
 			}
 			_, err := attest.Run(t.Context(), p, allAttestors(t))
-			wantError(t, err, attest.ErrReplaced)
+			wantReplaced(t, err)
 			await(t, p.Done(), "the exec")
 			_, err = conn.Read(make([]byte, 8))
-			wantError(t, err, attest.ErrReplaced)
+			wantReplaced(t, err)
 		})
 	}
 }
@@ -113,7 +113,7 @@ func TestAttackExecSwapUnderStream(t *testing.T) {
 	conn, p := acceptPinned(t, pinner, l)
 	attacker.exec(copyProgram(t, "trusted"))
 	_, err := conn.Read(make([]byte, 8)) // blocks until the connection is ended
-	wantError(t, err, attest.ErrReplaced)
+	wantReplaced(t, err)
 	await(t, p.Done(), "the exec")
 }
 
@@ -127,7 +127,7 @@ func TestAttackExecDuringAttestation(t *testing.T) {
 	trusted := copyProgram(t, "trusted")
 	attestors := append([]attest.Attestor{between(func() { attacker.exec(trusted) })}, allAttestors(t)...)
 	_, err := attest.Run(t.Context(), p, attestors)
-	wantError(t, err, attest.ErrReplaced)
+	wantReplaced(t, err)
 }
 
 // A program that is laid out in memory exactly as the one before: randomisation off, and everything of one length.
@@ -157,7 +157,7 @@ func TestAttackExecWithSameLayout(t *testing.T) {
 	if err := layoutOnly.Alive(); err != nil {
 		t.Fatalf("the attack did not come about: %v", err)
 	}
-	wantError(t, p.Alive(), attest.ErrReplaced)
+	wantReplaced(t, p.Alive())
 }
 
 // The connection is passed to another process, which speaks on it.

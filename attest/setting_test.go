@@ -125,6 +125,16 @@ func wantError(t testing.TB, err, want error) {
 	t.Logf("the attacker gets: %v", err)
 }
 
+// wantReplaced wants the end of a process that has replaced its program. A check in the middle of an execve by another
+// thread than the first sees the first one ended, and says so; the session ends just the same.
+func wantReplaced(t testing.TB, err error) {
+	t.Helper()
+	if !errors.Is(err, attest.ErrReplaced) && !errors.Is(err, attest.ErrExited) {
+		t.Fatalf("got %v; want %v", err, attest.ErrReplaced)
+	}
+	t.Logf("the attacker gets: %v", err)
+}
+
 func await(t testing.TB, done <-chan struct{}, what string) {
 	t.Helper()
 	select {

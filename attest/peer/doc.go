@@ -57,7 +57,8 @@
 // tells of its exec or change of user (Linux 6.6, in the host's own namespaces), when events were lost for all, and
 // for all by a sweep besides, so that a long stream ends too: once a second, or up to every 50 ms where the kernel tells
 // nothing ([Status]). Reading them needs the same permission as reading the executable; where
-// Ward lacks it, no fact about the executable can be attested either, and uid and unit do not change with execve.
+// Ward lacks it, no fact about the executable can be attested either, and uid and unit do not change with execve. A check
+// in the middle of an execve may take the process for one that has exited; it is ended either way.
 //
 // # What is not promised
 //
