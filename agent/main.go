@@ -30,6 +30,8 @@ type commands struct {
 	Svid       svidCommand       `cmd:"" help:"Show what this process gets from the Workload API."`
 	Entries    entriesCommand    `cmd:"" help:"List who is enrolled and who holds what."`
 	Status     statusCommand     `cmd:"" help:"Show the daemon's health, what expires, and what needs you."`
+	Doctor     doctorCommand     `cmd:"" help:"Find misconfiguration and ways around Ward, and say how to mend each."`
+	Deny       denyCommands      `cmd:"" help:"Refuse an identity at once, whatever certificate it shows."`
 	Policy     policyCommands    `cmd:"" help:"Explain decisions."`
 	Audit      auditCommands     `cmd:"" help:"Read and verify the audit trail."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`

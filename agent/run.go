@@ -12,6 +12,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/agent/doctor"
 	"github.com/wardmesh/ward/agent/up"
 	"github.com/wardmesh/ward/proxy/policy"
 )
@@ -76,6 +77,9 @@ type checkCommand struct {
 func (cmd checkCommand) Run(c *console) error {
 	if cmd.Explain != "" {
 		page, ok := config.Explain(cmd.Explain)
+		if !ok {
+			page, ok = doctor.Explain(cmd.Explain)
+		}
 		if !ok {
 			return fmt.Errorf("no error has the code %q; codes look like W0213", cmd.Explain)
 		}

@@ -2,13 +2,9 @@ package main
 
 import (
 	"bytes"
-	"os"
-	"strings"
-	"syscall"
 	"testing"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/wardmesh/ward/agent/config"
 )
@@ -32,21 +28,3 @@ func TestLogIsNotFilledByOneMessage(t *testing.T) {
 		t.Error("another message was lost among them")
 	}
 }
-
-// A terminal that is closed, or a habit of systemctl reload, must not end the calls that run.
-func TestHangupEndsNothing(t *testing.T) {
-	said := make(chan string, 1)
-	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zapcore.EncoderConfig{MessageKey: "msg"}),
-		zapcore.AddSync(writer(func(line []byte) { said <- string(line) })), zap.InfoLevel))
-	surviveHangups(t.Context(), log)
-	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
-		t.Fatal(err)
-	}
-	if line := <-said; !strings.Contains(line, "SIGTERM") {
-		t.Errorf("said %s", line)
-	}
-}
-
-type writer func([]byte)
-
-func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/proxy/audit"
 )
 
@@ -38,14 +39,73 @@ type statusCommand struct {
 
 // Run exits 0 even when the daemon is degraded, and 1 when it cannot be reached.
 func (cmd statusCommand) Run(c *console) error {
-	var s admin.Status
-	if err := cmd.get(c, "/status", &s); err != nil {
+	roles, err := cmd.roles(c)
+	if err != nil {
 		return err
 	}
+	first := roles[0]
 	if cmd.JSON {
-		return json.NewEncoder(c.out).Encode(s)
+		return json.NewEncoder(c.out).Encode(struct {
+			admin.Status
+			Roles []admin.Status `json:"roles,omitempty"` // the other roles of this host, in processes of their own
+		}{first, roles[1:]})
 	}
-	return writeStatus(c.out, s, time.Now())
+	now := time.Now()
+	if err := writeStatus(c.out, first, now); err != nil {
+		return err
+	}
+	for _, s := range roles[1:] {
+		if err := writeRole(c.out, s, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// roles asks every role of this host that answers; the agent, or the one process that is all of Ward, comes first.
+func (cmd statusCommand) roles(c *console) ([]admin.Status, error) {
+	if cmd.Socket != "" {
+		var s admin.Status
+		err := admin.Get(c.ctx, cmd.Socket, "/status", &s)
+		return []admin.Status{s}, err
+	}
+	cfg, err := cmd.load()
+	if err != nil {
+		return nil, err
+	}
+	var roles []admin.Status
+	var first error
+	for _, role := range []config.Role{config.RoleAgent, config.RoleEgress, config.RoleIngress, config.RoleMesh} {
+		var s admin.Status
+		switch err := admin.Get(c.ctx, cfg.AdminSocket(role), "/status", &s); {
+		case err == nil:
+			roles = append(roles, s)
+		case first == nil:
+			first = err
+		}
+	}
+	if len(roles) == 0 {
+		return nil, first
+	}
+	return roles, nil
+}
+
+// writeRole is a role that stands beside the first.
+func writeRole(w io.Writer, s admin.Status, now time.Time) error {
+	about := fmt.Sprintf("up %s; %d allowed · %d refused · %d failed", short(now.Sub(s.Started)), s.Calls.Allowed, s.Calls.Refused, s.Calls.Errors)
+	if s.Audit.Dir != "" {
+		about += fmt.Sprintf("; %d records in %s", s.Audit.Records, s.Audit.Dir)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-9s %s\n", s.Role, audit.Escape(about))
+	for _, i := range s.Issuers {
+		fmt.Fprintf(&b, "%-9s %s\n", "issuer", audit.Escape(i.Issuer+": "+i.State))
+	}
+	for _, p := range s.Problems {
+		fmt.Fprintf(&b, "! %s: %s\n", s.Role, audit.Escape(p))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
@@ -58,8 +118,10 @@ func writeStatus(w io.Writer, s admin.Status, now time.Time) error {
 	if !s.Identity.EarliestEnd.IsZero() {
 		ends = fmt.Sprintf("; earliest ends in %s, renewals %s", short(s.Identity.EarliestEnd.Sub(now)), s.Identity.Renewals)
 	}
-	line("identity", "%d of %d entries hold SVIDs%s", s.Identity.Workloads, s.Identity.Entries, ends)
-	line("authority", "%s; issuance %s", s.Authority.Kind, s.Authority.Issuance)
+	if s.Authority.Kind != "" {
+		line("identity", "%d of %d entries hold SVIDs%s", s.Identity.Workloads, s.Identity.Entries, ends)
+		line("authority", "%s; issuance %s", s.Authority.Kind, s.Authority.Issuance)
+	}
 	for _, i := range s.Issuers {
 		line("issuer", "%s: %s", i.Issuer, i.State)
 	}

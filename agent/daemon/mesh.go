@@ -418,7 +418,7 @@ func (m *meshRole) Status(context.Context) admin.Status {
 	cfg, wiring, reloaded, kind := m.cfg, m.wiring, m.reloaded, m.kind
 	m.mu.Unlock()
 	host, _ := os.Hostname()
-	s := admin.Status{Schema: admin.StatusSchema, Host: host, TrustDomain: cfg.TrustDomain.Name(), Version: m.o.Version, Started: m.started,
+	s := admin.Status{Schema: admin.StatusSchema, Host: host, Role: string(config.RoleMesh), TrustDomain: cfg.TrustDomain.Name(), Version: m.o.Version, Started: m.started,
 		Mode: "mesh, names told to " + string(kind), Problems: []string{}}
 	for _, name := range m.services.Names() {
 		service := admin.Service{Name: name}

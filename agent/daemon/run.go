@@ -53,6 +53,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.o.Ready != nil {
 		d.o.Ready()
 	}
+	g.Go(func() error { return d.rest(work) })
 	select {
 	case <-ctx.Done():
 		d.log.Info("draining: calls that run may end", zap.Duration("at_most", drainTime))

@@ -168,8 +168,10 @@ func (s *stage) config() string {
 trust_domain: %s
 authority: {dir: %s}
 agent: {socket: %s}
-admin: {socket: %s}
-`, trustDomain, quote(filepath.Join(s.o.Dir, "authority")), quote(filepath.Join(s.run, "workload.sock")), quote(filepath.Join(s.run, "admin.sock")))
+admin: {socket: %s, egress: %s, ingress: %s, mesh: %s}
+`, trustDomain, quote(filepath.Join(s.o.Dir, "authority")), quote(filepath.Join(s.run, "workload.sock")), quote(filepath.Join(s.run, "admin.sock")),
+		// There are no such roles here, and those of an installed Ward are none of this one's business.
+		quote(filepath.Join(s.run, "egress.sock")), quote(filepath.Join(s.run, "ingress.sock")), quote(filepath.Join(s.run, "mesh.sock")))
 	if !s.root {
 		b.WriteString("# These users are for ward up as root. Without root the workloads are told apart by how they were launched.\n")
 	}

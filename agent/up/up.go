@@ -78,7 +78,8 @@ func Run(ctx context.Context, o Options) error {
 	records := newRecords()
 	ready := make(chan struct{})
 	d, err := daemon.New(ctx, cfg, daemon.Options{Version: o.Version, Log: s.log, Listeners: s.listeners, Records: records.add,
-		Attestors: []attest.Attestor{s.supervisor}, Entries: s.launchEntries(cfg), Ready: func() { close(ready) }})
+		Attestors: []attest.Attestor{s.supervisor}, Entries: s.launchEntries(cfg), Ready: func() { close(ready) },
+		Load: func() (*config.Config, error) { return config.Load(s.configFile, config.Options{}) }})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/agent/config"
+)
+
+// The deny list is config, so that it survives restarts and is seen by every role alike. These commands keep a file of
+// their own beside the operator's, and wait until the running roles have taken it.
+
+type denyCommands struct {
+	Add    denyAddCommand    `cmd:"" help:"Deny an identity: its SVIDs end and its connections are cut."`
+	Remove denyRemoveCommand `cmd:"" help:"Take an identity off the deny list."`
+	List   denyListCommand   `cmd:"" help:"Show who is denied, since when and why."`
+}
+
+type denyAddCommand struct {
+	configFlag
+	ID     string `arg:"" help:"SPIFFE ID, or its path: /app/portal."`
+	Reason string `placeholder:"TEXT" help:"Why, for those who read the list later."`
+}
+
+type denyRemoveCommand struct {
+	configFlag
+	ID string `arg:"" help:"SPIFFE ID, or its path."`
+}
+
+type denyListCommand struct{ configFlag }
+
+// Run denies, and returns once every running role has cut what it must.
+func (cmd denyAddCommand) Run(c *console) error {
+	d, err := cmd.denials()
+	if err != nil {
+		return listErrors(c.err, err)
+	}
+	id, err := d.id(cmd.ID)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(d.cfg.Deny, id) {
+		_, err := fmt.Fprintf(c.out, "%s is denied already\n", id)
+		return err
+	}
+	if strings.ContainsFunc(cmd.Reason, func(r rune) bool { return r < ' ' || r == 0x7f }) || len(cmd.Reason) > 200 {
+		return errors.New("the reason must be one line of at most 200 bytes")
+	}
+	d.lines = append(d.lines, denial{id, time.Now().UTC(), cmd.Reason})
+	return d.apply(c, "denied "+id.String())
+}
+
+// Run takes the denial back.
+func (cmd denyRemoveCommand) Run(c *console) error {
+	d, err := cmd.denials()
+	if err != nil {
+		return listErrors(c.err, err)
+	}
+	id, err := d.id(cmd.ID)
+	if err != nil {
+		return err
+	}
+	kept := slices.DeleteFunc(slices.Clone(d.lines), func(l denial) bool { return l.id == id })
+	switch {
+	case len(kept) < len(d.lines):
+		d.lines = kept
+		return d.apply(c, id.String()+" is not denied any more")
+	case slices.Contains(d.cfg.Deny, id):
+		i := slices.Index(d.cfg.Deny, id)
+		return fmt.Errorf("%s is denied at %s, which was written by hand; remove it there", id, d.cfg.At(fmt.Sprintf("deny[%d]", i)))
+	}
+	_, err = fmt.Fprintf(c.out, "%s is not denied\n", id)
+	return err
+}
+
+// Run lists everybody who is denied, whoever wrote it.
+func (cmd denyListCommand) Run(c *console) error {
+	d, err := cmd.denials()
+	if err != nil {
+		return listErrors(c.err, err)
+	}
+	var b strings.Builder
+	for i, id := range d.cfg.Deny {
+		about := "at " + d.cfg.At(fmt.Sprintf("deny[%d]", i)).String()
+		for _, l := range d.lines {
+			if l.id == id {
+				about = strings.TrimRight("since "+l.since.Format(time.RFC3339)+"  "+l.reason, " ")
+			}
+		}
+		fmt.Fprintf(&b, "%s  %s\n", id, about)
+	}
+	_, err = io.WriteString(c.out, printable(b.String()))
+	return err
+}
+
+// denial is one line of the commands' own file.
+type denial struct {
+	id     spiffeid.ID
+	since  time.Time
+	reason string
+}
+
+// denials is the deny list, and the part of it that these commands keep.
+type denials struct {
+	flag  configFlag
+	cfg   *config.Config
+	file  string
+	lines []denial
+}
+
+const denialsHead = "# Kept by `ward deny`; use that, or your own `deny:` in another file.\ndeny:\n"
+
+var denialLine = regexp.MustCompile(`^  - (spiffe://\S+)  # (\S+)(?: (.*))?$`)
+
+func (f configFlag) denials() (*denials, error) {
+	cfg, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	d := &denials{flag: f, cfg: cfg, file: filepath.Join(filepath.Dir(cfg.File()), "conf.d", "ward-deny.yaml")}
+	text, err := os.ReadFile(d.file)
+	if errors.Is(err, os.ErrNotExist) {
+		return d, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	edited := fmt.Errorf("%s was edited by hand; move its lines to another file in that folder", d.file)
+	rest, ok := bytes.CutPrefix(text, []byte(denialsHead))
+	if !ok {
+		return nil, edited
+	}
+	for line := range strings.Lines(string(rest)) {
+		m := denialLine.FindStringSubmatch(strings.TrimSuffix(line, "\n"))
+		if m == nil {
+			return nil, edited
+		}
+		id, err := spiffeid.FromString(m[1])
+		since, err2 := time.Parse(time.RFC3339, m[2])
+		if err != nil || err2 != nil {
+			return nil, edited
+		}
+		d.lines = append(d.lines, denial{id, since, m[3]})
+	}
+	return d, nil
+}
+
+// id reads an ID as config does.
+func (d *denials) id(s string) (spiffeid.ID, error) {
+	if strings.HasPrefix(s, "/") {
+		return spiffeid.FromPath(d.cfg.TrustDomain, s)
+	}
+	return spiffeid.FromString(s)
+}
+
+// apply writes the file, whole, and waits until the running roles have it in force.
+func (d *denials) apply(c *console, done string) error {
+	var b strings.Builder
+	b.WriteString(denialsHead)
+	for _, l := range d.lines {
+		fmt.Fprintf(&b, "  - %s  # %s\n", l.id, strings.TrimRight(l.since.Format(time.RFC3339)+" "+l.reason, " "))
+	}
+	dir := filepath.Dir(d.file)
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the daemons' users read it
+		return err
+	}
+	if len(d.lines) == 0 {
+		if err := os.Remove(d.file); err != nil {
+			return err
+		}
+	} else if err := replaceFile(d.file, b.String()); err != nil {
+		return err
+	}
+	start := time.Now()
+	cfg, err := d.flag.load()
+	if err != nil {
+		return listErrors(c.err, err)
+	}
+	taken, waiting, err := inForce(c.ctx, cfg, 5*time.Second)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s is written, but not everywhere in force: %s: %w; see: ward status", d.file, strings.Join(waiting, ", "), err)
+	case len(taken) == 0:
+		_, err = fmt.Fprintf(c.out, "%s from the next start on: no daemon answers\n", done)
+	default:
+		_, err = fmt.Fprintf(c.out, "%s: in force in %s after %s\n", done, strings.Join(taken, ", "), time.Since(start).Round(time.Millisecond))
+	}
+	return err
+}
+
+// replaceFile puts a new file in the old one's place, so that nobody reads half of it.
+func replaceFile(path, text string) error {
+	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+	f, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644) //nolint:gosec // the daemons' users read it
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// inForce waits until every role that answers uses cfg. It gives the roles that do, and those that do not.
+func inForce(ctx context.Context, cfg *config.Config, patience time.Duration) (taken, waiting []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		taken, waiting = nil, nil
+		for _, role := range []config.Role{config.RoleAgent, config.RoleEgress, config.RoleIngress, config.RoleMesh} {
+			var st admin.Status
+			if admin.Get(ctx, cfg.AdminSocket(role), "/status", &st) != nil {
+				continue // it does not run
+			}
+			if st.Config == cfg.Digest() {
+				taken = append(taken, st.Role)
+			} else {
+				waiting = append(waiting, st.Role)
+			}
+		}
+		if len(waiting) == 0 && ctx.Err() == nil {
+			return taken, nil, nil
+		}
+		select {
+		case <-ctx.Done():
+			return taken, waiting, errors.New("the new config has not been taken")
+		case <-time.After(pause):
+		}
+	}
+}
