@@ -166,7 +166,8 @@ func setUp(c *netlink.Conn, index int32) error {
 
 func setAddress(c *netlink.Conn, index int32) error {
 	h := make([]byte, unix.SizeofIfAddrmsg) // struct ifaddrmsg
-	h[0], h[1], h[3] = unix.AF_INET, 32, unix.RT_SCOPE_LINK
+	// systemd-resolved uses no link whose addresses are all narrower than the universe.
+	h[0], h[1], h[3] = unix.AF_INET, 32, unix.RT_SCOPE_UNIVERSE
 	binary.NativeEndian.PutUint32(h[4:], uint32(index)) //nolint:gosec // indices are positive
 	e := netlink.NewAttributeEncoder()
 	e.Bytes(unix.IFA_LOCAL, linkAddress().AsSlice())
