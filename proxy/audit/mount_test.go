@@ -166,7 +166,7 @@ func fsShutdown(t *testing.T, disk string) {
 }
 
 // load appends from several goroutines until stop is called, which gives the ids of what was durable.
-func load(l proxy.Recorder) (durable *atomic.Int64, stop func() map[string]bool) {
+func load(l proxy.Recorder, pause *sync.RWMutex) (durable *atomic.Int64, stop func() map[string]bool) {
 	var mu sync.Mutex
 	var work sync.WaitGroup
 	kept := map[string]bool{}
@@ -176,7 +176,10 @@ func load(l proxy.Recorder) (durable *atomic.Int64, stop func() map[string]bool)
 		work.Go(func() {
 			for ctx.Err() == nil {
 				id := newDecision()
-				if add(l, refusal(id)) == nil {
+				pause.RLock()
+				err := add(l, refusal(id))
+				pause.RUnlock()
+				if err == nil {
 					mu.Lock()
 					kept[id] = true
 					mu.Unlock()
@@ -212,7 +215,8 @@ func TestMountedDiskDies(t *testing.T) {
 	o := diskOptions(t, disk)
 	o.Retry, o.Logger = 20*time.Millisecond, zap.NewExample()
 	l := mustOpen(t, o)
-	durable, stop := load(l)
+	var pause sync.RWMutex
+	durable, stop := load(l, &pause)
 	kills := []struct {
 		name string
 		kill func(*testing.T, string)
@@ -223,7 +227,10 @@ func TestMountedDiskDies(t *testing.T) {
 	for _, k := range kills {
 		before := durable.Load()
 		until(t, "records", func() bool { return durable.Load() > before+200 })
+		// Between two syncs: one that is under way can return well although the kernel drops its journal.
+		pause.Lock()
 		k.kill(t, disk)
+		pause.Unlock()
 		until(t, "the failure", func() bool { return errors.Is(l.Err(), ErrFailed) })
 		n := durable.Load()
 		// The log holds no file open, so that the disk can be mended.
