@@ -78,6 +78,12 @@ type Audit struct {
 	Records int64  `json:"records"`
 	Error   string `json:"error,omitempty"`
 	Dir     string `json:"dir"`
+	// Second is the folder that takes the records while Dir cannot, and SecondInUse that it does.
+	Second      string `json:"second,omitempty"`
+	SecondInUse bool   `json:"second_in_use,omitempty"`
+	// ReserveInUse is set while space that was set aside for emergencies is used.
+	ReserveInUse bool  `json:"reserve_in_use,omitempty"`
+	Folded       int64 `json:"folded,omitempty"` // refusals that were counted in summaries, since the start
 }
 
 // Service is one service that this host reaches or serves.

@@ -83,7 +83,8 @@ type Daemon struct {
 	directory *directory
 	entries   *workload.Registry
 	routes    *proxy.Routes
-	trail     *audit.Log
+	trail     *audit.Trail
+	budget    *audit.Budget
 	recorder  proxy.Recorder
 	calls     *counter
 	pinner    *peer.Pinner
@@ -170,15 +171,26 @@ func (d *Daemon) buildDirectory(context.Context) (err error) {
 
 func (d *Daemon) buildTrail(ctx context.Context) (err error) {
 	a := d.config().Audit
-	if err := ownFolder(filepath.Dir(d.config().Trail(d.o.Role)), d.attestsAlone()); err != nil {
-		return fmt.Errorf("audit: %w", err)
+	for _, dir := range []string{d.config().Trail(d.o.Role), d.config().SecondTrail(d.o.Role)} {
+		if dir == "" {
+			continue
+		}
+		if err := ownFolder(filepath.Dir(dir), d.attestsAlone()); err != nil {
+			return fmt.Errorf("audit: %w", err)
+		}
 	}
-	d.trail, err = audit.Open(ctx, audit.Options{Dir: d.config().Trail(d.o.Role), Origin: d.origin(),
-		SegmentSize: a.SegmentSize, MinFree: a.MinFree, Logger: d.log.Named("audit"), Registerer: d.registry})
+	d.trail, err = audit.OpenTrail(ctx, audit.Options{Dir: d.config().Trail(d.o.Role), Origin: d.origin(),
+		SegmentSize: a.SegmentSize, MinFree: a.MinFree, Reserve: a.Reserve, Keep: a.Keep, MaxSize: a.MaxSize,
+		Logger: d.log.Named("audit"), Registerer: d.registry}, d.config().SecondTrail(d.o.Role))
 	if err != nil {
 		return err
 	}
-	d.recorder = d.trail
+	// What any local process can cause as often as it likes must not eat the space that allowed calls need.
+	d.budget, err = audit.NewBudget(audit.BudgetOptions{Log: d.trail, PerMinute: a.Refusals, Logger: d.log.Named("audit"), Registerer: d.registry})
+	if err != nil {
+		return err
+	}
+	d.recorder = d.budget
 	if d.o.Records != nil {
 		d.recorder = tap{d.recorder, d.o.Records}
 	}
@@ -242,6 +254,11 @@ func (d *Daemon) close() {
 	}
 	if d.pinner != nil {
 		_ = d.pinner.Close()
+	}
+	if d.budget != nil {
+		if err := d.budget.Close(); err != nil {
+			d.log.Error("counted refusals could not be recorded", zap.Error(err))
+		}
 	}
 	if d.trail != nil {
 		if err := d.trail.Close(); err != nil {

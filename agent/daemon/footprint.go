@@ -24,7 +24,7 @@ func (d *Daemon) rest(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		now := d.trail.Status().Records
+		now := d.trail.Status().First.Records
 		if now == seen && now != settled || settled < 0 {
 			settleDown()
 			settled = now

@@ -126,10 +126,13 @@ func (d *Daemon) Status(context.Context) admin.Status {
 		d.tellIssuers(&s)
 	}
 	trail := d.trail.Status()
-	s.Audit = admin.Audit{Records: trail.Records, Dir: cfg.Trail(d.o.Role)}
-	if trail.Err != nil {
-		s.Audit.Error = trail.Err.Error()
-		s.Problems = append(s.Problems, fmt.Sprintf("the audit log takes no records, so no call is served: %v", trail.Err))
+	s.Audit = admin.Audit{Records: trail.First.Records, Dir: cfg.Trail(d.o.Role), Second: cfg.SecondTrail(d.o.Role), SecondInUse: trail.Away,
+		ReserveInUse: cfg.Audit.Reserve > 0 && trail.First.Reserve < cfg.Audit.Reserve}
+	if err := trail.Err(); err != nil {
+		s.Audit.Error = err.Error()
+		s.Problems = append(s.Problems, fmt.Sprintf("the audit log takes no records, so no call is served: %v", err))
+	} else if trail.Away {
+		s.Problems = append(s.Problems, fmt.Sprintf("the second audit log stands in for the first: %v", trail.First.Err))
 	}
 	return s
 }
