@@ -251,6 +251,16 @@ func contained(dir string) error {
 			return err
 		}
 	}
+	null := filepath.Join(root, "dev", "null")
+	if err := os.MkdirAll(filepath.Dir(null), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(null, nil, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Mount("/dev/null", null, "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
 	b, err := os.ReadFile(filepath.Join(dir, "ward"))
 	if err != nil {
 		return err
