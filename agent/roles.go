@@ -54,7 +54,7 @@ func (f configFlag) serve(c *console, role config.Role) error {
 	if err != nil {
 		return err
 	}
-	d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: listeners,
+	d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: listeners, Confine: true,
 		Ready: func() { notify(sd.SdNotifyReady) }, Reloading: reloading, Reloaded: func() { notify(sd.SdNotifyReady) }})
 	if err != nil {
 		return listErrors(c.err, err)

@@ -37,6 +37,7 @@ import (
 
 	"github.com/wardmesh/ward/agent/authority"
 	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/agent/sandbox"
 	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/attest/peer"
 	"github.com/wardmesh/ward/attest/systemd"
@@ -61,6 +62,8 @@ type Options struct {
 	Entries   []*workload.Entry
 	// Listeners are sockets that are open already, by their address as config spells it.
 	Listeners map[string]net.Listener
+	// Confine gives up, for good, what the role does not need of the host's files and ports.
+	Confine bool
 	// Records, when set, sees each record that is appended to the trail.
 	Records func(*proxy.Record)
 	// Ready, when set, is called once every socket is open; Reloading and Reloaded around each Reload.
@@ -102,6 +105,7 @@ type Daemon struct {
 	egress  *egress
 	ingress *ingress
 
+	sandbox   sandbox.Report
 	reloading sync.Mutex
 	stopping  bool                   // guarded by reloading
 	refused   atomic.Pointer[string] // why the config on disk is not the one that is used; nil when it is
@@ -132,6 +136,14 @@ func New(ctx context.Context, cfg *config.Config, o Options) (*Daemon, error) {
 	if err := d.build(ctx); err != nil {
 		d.close()
 		return nil, err
+	}
+	if o.Confine {
+		var err error
+		if d.sandbox, err = sandbox.Enter(o.Role, cfg); err != nil {
+			d.close()
+			return nil, err
+		}
+		d.log.Info(d.sandbox.String())
 	}
 	return d, nil
 }
@@ -179,12 +191,13 @@ func (d *Daemon) buildTrail(ctx context.Context) (err error) {
 			return fmt.Errorf("audit: %w", err)
 		}
 	}
-	d.trail, err = audit.OpenTrail(ctx, audit.Options{Dir: d.config().Trail(d.o.Role), Origin: d.origin(),
+	trail, err := audit.OpenTrail(ctx, audit.Options{Dir: d.config().Trail(d.o.Role), Origin: d.origin(),
 		SegmentSize: a.SegmentSize, MinFree: a.MinFree, Reserve: a.Reserve, Keep: a.Keep, MaxSize: a.MaxSize,
 		Logger: d.log.Named("audit"), Registerer: d.registry}, d.config().SecondTrail(d.o.Role))
 	if err != nil {
 		return err
 	}
+	d.trail = trail
 	// What any local process can cause as often as it likes must not eat the space that allowed calls need.
 	d.budget, err = audit.NewBudget(audit.BudgetOptions{Log: d.trail, PerMinute: a.Refusals, Logger: d.log.Named("audit"), Registerer: d.registry})
 	if err != nil {

@@ -73,6 +73,9 @@ func (d *Daemon) change(ctx context.Context, was, next *config.Config) (policies
 	if err := fixed(was, next); err != nil {
 		return false, err
 	}
+	if missing := d.sandbox.Missing(next); len(missing) > 0 {
+		return false, fmt.Errorf("%s: this process has given up the right %s; a restart takes it up again", next.File(), strings.Join(missing, ", "))
+	}
 	var undo []func()
 	defer func() {
 		if err != nil {
