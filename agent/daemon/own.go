@@ -12,6 +12,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/workload"
@@ -65,12 +67,39 @@ type overSocket struct {
 
 func (o *overSocket) run(ctx context.Context) error {
 	defer close(o.over)
-	err := workloadapi.WatchX509Context(ctx, o, workloadapi.WithAddr(o.address))
+	err := workloadapi.WatchX509Context(ctx, o, workloadapi.WithAddr(o.address), workloadapi.WithBackoffStrategy(prompt{}),
+		workloadapi.WithDialOptions(grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: firstAsk, Multiplier: 1.6, Jitter: 0.2, MaxDelay: lastAsk},
+			MinConnectTimeout: 2 * time.Second,
+		})))
 	if ctx.Err() != nil {
 		return nil
 	}
 	return fmt.Errorf("workload api at %s: %w", o.address, err)
 }
+
+// How long the agent is left alone after it did not answer, at first and at most. It is a local socket, which costs next
+// to nothing to dial, and a short SVID may end before the pause of seconds that the library makes.
+const firstAsk, lastAsk = 30 * time.Millisecond, time.Second
+
+// prompt is how an agent that is away is asked again.
+type prompt struct{}
+
+// NewBackoff implements workloadapi.BackoffStrategy.
+func (prompt) NewBackoff() workloadapi.Backoff { return &pauses{} }
+
+// pauses double from firstAsk up to lastAsk.
+type pauses struct{ n int }
+
+// Next implements workloadapi.Backoff.
+func (p *pauses) Next() time.Duration {
+	d := min(firstAsk<<min(p.n, 10), lastAsk)
+	p.n++
+	return d
+}
+
+// Reset implements workloadapi.Backoff.
+func (p *pauses) Reset() { p.n = 0 }
 
 // OnX509ContextUpdate implements workloadapi.X509ContextWatcher.
 func (o *overSocket) OnX509ContextUpdate(c *workloadapi.X509Context) {
