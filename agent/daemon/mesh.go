@@ -150,6 +150,8 @@ func RunMesh(ctx context.Context, cfg *config.Config, o MeshOptions) (err error)
 // ClearMesh removes all that `ward mesh` has made of the host's rules, links and files, whether one runs or not, and
 // lists what it removed. The table of addresses stays: it is data, not a rule.
 func ClearMesh(ctx context.Context, o MeshOptions) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, wireTime)
+	defer cancel()
 	removed, err := resolver.Clear(ctx, resolver.Options{Root: o.Root, Bus: o.Bus, Log: o.Log})
 	done, rerr := intercept.Clear()
 	if done {
@@ -317,6 +319,9 @@ func (m *meshRole) openDNS(ctx context.Context, g *errgroup.Group) error {
 	}
 }
 
+// wireTime is how long the services of the host may take to answer.
+const wireTime = 15 * time.Second
+
 // wire tells the host of the zone. A host that cannot be told is reported and left as it is: applications that send to
 // Unix sockets, or that are intercepted, are served all the same.
 func (m *meshRole) wire(ctx context.Context, g *errgroup.Group) error {
@@ -325,12 +330,14 @@ func (m *meshRole) wire(ctx context.Context, g *errgroup.Group) error {
 	}
 	kind := resolver.Kind(m.cfg.Mesh.Resolver)
 	var err error
+	soon, cancel := context.WithTimeout(ctx, wireTime)
+	defer cancel()
 	if m.cfg.Mesh.Resolver == config.ResolverAuto {
-		kind, err = resolver.Detect(ctx, m.host())
+		kind, err = resolver.Detect(soon, m.host())
 	}
 	zone := resolver.Zone{Name: m.cfg.Mesh.Zone, Server: m.cfg.Mesh.DNS}
 	if err == nil {
-		err = resolver.Apply(ctx, m.host(), kind, zone)
+		err = resolver.Apply(soon, m.host(), kind, zone)
 	}
 	m.mu.Lock()
 	m.kind, m.wiring = kind, err
