@@ -169,6 +169,7 @@ func (d *Daemon) build(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	d.watchers()
 	return nil
 }
 

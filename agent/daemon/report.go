@@ -64,6 +64,33 @@ func newWitness(reg prometheus.Registerer, log *zap.Logger, record func(*proxy.R
 	return w
 }
 
+// watchers are gauges of the parts that keep no metrics of their own.
+func (d *Daemon) watchers() {
+	gauge := func(name, help string, value func() float64) {
+		d.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	yes := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	gauge("ward_peers_held", "Local processes that are pinned.", func() float64 { return float64(d.pinner.Status().Held) })
+	gauge("ward_peers_exec_events", "1 while the kernel tells of each exec; 0 while processes are looked at in turn instead.",
+		func() float64 { return yes(d.pinner.Status().ExecEvents) })
+	if s, apart := d.borrower().(*strangers); apart {
+		gauge("ward_agent_away", "1 while the agent does not answer egress.", func() float64 { return yes(s.client.Status().Away) })
+		gauge("ward_loans", "Identities that egress has borrowed, those kept for a while included.", func() float64 { return float64(s.client.Status().Lines) })
+	}
+}
+
+func (d *Daemon) borrower() borrower {
+	if d.egress == nil {
+		return nil
+	}
+	return d.egress.callers
+}
+
 // Attested implements workload.Observer.
 func (w *witness) Attested(v workload.Visit) {
 	w.attested.WithLabelValues(v.Want.String(), "matched").Inc()
@@ -125,9 +152,15 @@ func (d *Daemon) Status(context.Context) admin.Status {
 	if d.ingress != nil {
 		d.tellIssuers(&s)
 	}
+	if b, apart := d.borrower().(*strangers); apart && b.client.Status().Away {
+		s.Problems = append(s.Problems, "the agent does not answer on "+cfg.Agent.Broker+": new local callers wait, and those that are known go on until their SVIDs end")
+	}
 	trail := d.trail.Status()
 	s.Audit = admin.Audit{Records: trail.First.Records, Dir: cfg.Trail(d.o.Role), Second: cfg.SecondTrail(d.o.Role), SecondInUse: trail.Away,
-		ReserveInUse: cfg.Audit.Reserve > 0 && trail.First.Reserve < cfg.Audit.Reserve}
+		ReserveInUse: cfg.Audit.Reserve > 0 && trail.First.Reserve < cfg.Audit.Reserve, Folded: d.budget.Folded()}
+	if slow := trail.First.Latency; slow > time.Second {
+		s.Problems = append(s.Problems, fmt.Sprintf("the disk of the audit log is slow: a write has taken %s, and every call waits for one", slow.Round(time.Millisecond)))
+	}
 	if err := trail.Err(); err != nil {
 		s.Audit.Error = err.Error()
 		s.Problems = append(s.Problems, fmt.Sprintf("the audit log takes no records, so no call is served: %v", err))

@@ -48,6 +48,7 @@ type BudgetOptions struct {
 type Budget struct {
 	o       BudgetOptions
 	folded  prometheus.Counter
+	total   atomic.Int64 // what folded counts
 	pending prometheus.Gauge
 
 	mu     sync.Mutex
@@ -179,6 +180,7 @@ func (b *Budget) fold(k int, w whom, cause proxy.Cause, at time.Time) {
 
 func (b *Budget) add(t *tally, cause proxy.Cause, at time.Time) {
 	t.fold.add(cause, at)
+	b.total.Add(1)
 	b.folded.Inc()
 	b.pending.Inc()
 }
@@ -285,6 +287,9 @@ func (b *Budget) summary(ctx context.Context, k int, s summary) error {
 }
 
 // Close writes what was counted, and ends the Budget; the log stays open. The error says that counts could not be
+// Folded is how many refusals were counted in summaries instead of being recorded one by one, since the start.
+func (b *Budget) Folded() int64 { return b.total.Load() }
+
 // written and are lost. Appending a refusal after Close is an ErrClosed.
 func (b *Budget) Close() error {
 	b.mu.Lock()
