@@ -286,10 +286,10 @@ func (b *Budget) summary(ctx context.Context, k int, s summary) error {
 	return receipt.Wait(ctx)
 }
 
-// Close writes what was counted, and ends the Budget; the log stays open. The error says that counts could not be
 // Folded is how many refusals were counted in summaries instead of being recorded one by one, since the start.
 func (b *Budget) Folded() int64 { return b.total.Load() }
 
+// Close writes what was counted, and ends the Budget; the log stays open. The error says that counts could not be
 // written and are lost. Appending a refusal after Close is an ErrClosed.
 func (b *Budget) Close() error {
 	b.mu.Lock()
