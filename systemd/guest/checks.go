@@ -21,6 +21,7 @@ func checks() []check {
 	return []check{
 		{"furnish", true, (*world).furnish},
 		{"install", true, (*world).install},
+		{"enforce", true, (*world).enforce},
 		{"status", false, (*world).status},
 		{"caps", false, (*world).capabilities},
 		{"sockets", false, (*world).sockets},
@@ -76,6 +77,21 @@ func (w *world) install() ([]string, error) {
 		return said, fmt.Errorf("a process that nobody enrolled got %s", status)
 	}
 	return append(said, "a stranger gets 401"), nil
+}
+
+// enforce ends the time of observing, as an operator does who has seen enough: from here on what is refused is refused.
+func (w *world) enforce() ([]string, error) {
+	if out, err := w.guest.script(w.ctx, "grep -E '^ +(mode|observe_until): ' /etc/ward/ward.yaml; sed -i -E '/^ +(mode|observe_until): /d' /etc/ward/ward.yaml"); err != nil {
+		return nil, fmt.Errorf("the new config does not observe: %w\n%s", err, out)
+	}
+	// By the by the FHIR server's process is named too, and attested from now on.
+	if _, err := w.guest.script(w.ctx, "sed -i \"s|fhir.sock'}|fhir.sock', process: {unit: fhir.service}}|\" /etc/ward/ward.yaml\nward check\nsystemctl reload ward.target"); err != nil {
+		return nil, err
+	}
+	if status, _, err := w.call("portal"); err != nil || status != "200" {
+		return nil, fmt.Errorf("a call ended in %q: %w", status, err)
+	}
+	return []string{"observed until now, by reload it enforces, and the FHIR server is attested"}, nil
 }
 
 // status: the operator sees each role.

@@ -1,3 +1,82 @@
 package main
 
-func (w *world) less() ([]string, error) { return nil, nil }
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/wardmesh/ward/systemd"
+)
+
+// less takes each privilege away from its unit, one at a time, and compares what is left with the table of README.md:
+// does a call by the service's socket still end well, and one by the shared port?
+func (w *world) less() ([]string, error) {
+	text, err := os.ReadFile(filepath.Join(w.parts.root, "systemd/README.md"))
+	if err != nil {
+		return nil, err
+	}
+	table, err := systemd.Table(string(text))
+	if err != nil {
+		return nil, err
+	}
+	tried, untold := 0, []string{}
+	for _, p := range table {
+		if p.Socket == "" || p.TCP == "" {
+			untold = append(untold, p.Unit+" "+p.Name)
+			continue
+		}
+		got, err := w.without(p)
+		if err != nil {
+			return nil, fmt.Errorf("%s without %s: %w", p.Unit, p.Name, err)
+		}
+		if want := "socket " + p.Socket + ", port " + p.TCP; got != want {
+			return nil, fmt.Errorf("%s without %s: %s; README.md says: %s", p.Unit, p.Name, got, want)
+		}
+		tried++
+	}
+	if status, _, err := w.call("portal"); err != nil || status != "200" {
+		return nil, fmt.Errorf("with all privileges again a call ended in %q: %w", status, err)
+	}
+	said := []string{fmt.Sprintf("%d privileges taken away one by one, each with the loss that the table says", tried)}
+	if len(untold) > 0 {
+		said = append(said, fmt.Sprintf("%d show in no call: %s", len(untold), strings.Join(untold, ", ")))
+	}
+	return said, nil
+}
+
+// without says which calls still end well while a unit lacks a privilege.
+func (w *world) without(p systemd.Privilege) (string, error) {
+	unit := p.Unit + ".service"
+	text, err := os.ReadFile(filepath.Join(w.parts.root, "systemd/units", unit))
+	if err != nil {
+		return "", err
+	}
+	lines, err := systemd.Without(string(text), p.Name)
+	if err != nil {
+		return "", err
+	}
+	dropIn := "/run/systemd/system/" + unit + ".d/less.conf"
+	// A socket that systemd holds would hide that egress cannot make one.
+	before, after := "", ""
+	if strings.HasPrefix(p.Name, "ReadWritePaths=") {
+		held := "ward-egress@" + service + ".socket"
+		before, after = "systemctl stop "+unit+" "+held, "systemctl stop "+unit+"; systemctl start "+held
+	}
+	// Each role starts anew: no connection, lent identity or key of an issuer is left of before.
+	start := "systemctl restart --no-block ward-agent.service ward-ingress.service ward-egress.service\n"
+	if _, err := w.guest.script(w.ctx, fmt.Sprintf("mkdir -p %s\nprintf '[Service]\\n%%s\\n' '%s' >%s\nsystemctl daemon-reload\n%s\n%s",
+		filepath.Dir(dropIn), lines, dropIn, before, start+"sleep 1.5")); err != nil {
+		return "", err
+	}
+	ends := func(args ...string) string {
+		if status, _, err := w.curl("portal", append([]string{"--max-time", "4"}, args...)...); err == nil && status == "200" {
+			return "yes"
+		}
+		return "no"
+	}
+	got := "socket " + ends("--unix-socket", socket) + ", port " + ends("--proxy", "http://127.77.0.1:80")
+	_, err = w.guest.script(w.ctx, fmt.Sprintf("rm -r %s\nsystemctl daemon-reload\n%s\nsystemctl restart ward-agent.service ward-ingress.service ward-egress.service",
+		filepath.Dir(dropIn), after))
+	return got, err
+}

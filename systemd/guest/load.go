@@ -33,9 +33,10 @@ type failure struct {
 	Decision     string `json:",omitempty"`
 }
 
-// load is an application in the guest: some users at once, each of whom calls again and again, as an ordinary HTTP
-// client does, over connections that are kept. It ends on SIGTERM, once the calls that run have ended, and writes its
-// tally into a file.
+// load is an application in the guest: some users at once, each of whom calls again and again. Half of them do so as an
+// ordinary HTTP client does, over connections that are kept, and on a broken one the client asks again by itself; the
+// others make a connection for each call, and see every failure. It ends on SIGTERM, once the calls that run have ended,
+// and writes its tally into a file.
 func load(args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("load", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -55,17 +56,24 @@ func load(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: *users, MaxConnsPerHost: *users,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", *socket)
-		}}}
+	client := func(keep bool) *http.Client {
+		return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: *users, DisableKeepAlives: !keep,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", *socket)
+			}}}
+	}
+	kept, fresh := client(true), client(false)
 	var mu sync.Mutex
 	var t tally
 	var wg sync.WaitGroup
-	for range *users {
+	for i := range *users {
+		c := kept
+		if i%2 == 1 {
+			c = fresh
+		}
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				f := call(client, *url, strings.TrimSpace(string(token)))
+				f := call(c, *url, strings.TrimSpace(string(token)))
 				mu.Lock()
 				t.Slowest = max(t.Slowest, f.Ended.Sub(f.Began))
 				if f.Status == http.StatusOK && f.Error == "" {
