@@ -20,8 +20,11 @@ import (
 // then the oldest is cut off.
 func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 	ready := &admittedListener{Listener: l, conns: make(chan *admitted), failed: make(chan error, 1), closed: make(chan struct{})}
+	s.listens(l)
 	waiting := &pending{max: s.MaxPending}
+	s.enter()
 	go func() {
+		defer s.leave()
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -34,9 +37,12 @@ func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 					case <-ready.closed:
 					}
 				}
-				ready.failed <- err
+				if !s.draining() { // else the connections that are being admitted have their turn yet
+					ready.failed <- err
+				}
 				return
 			}
+			s.enter()
 			judging, cancel := context.WithCancel(ctx)
 			done := waiting.add(func() {
 				cancel()
@@ -47,6 +53,7 @@ func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 				done()
 				cancel()
 				if a == nil {
+					s.leave()
 					return
 				}
 				select {
@@ -56,6 +63,7 @@ func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 					if s.Closed != nil {
 						s.Closed(a.value)
 					}
+					s.leave()
 				}
 			}()
 		}
@@ -111,7 +119,10 @@ func (l *admittedListener) Accept() (net.Conn, error) {
 
 func (l *admittedListener) Close() error {
 	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
+	if err := l.Listener.Close(); !errors.Is(err, net.ErrClosed) { // draining has closed it already
+		return err
+	}
+	return nil
 }
 
 // Bounded closes c at the given time, whatever runs on it, and returns a connection whose Close stops the timer.

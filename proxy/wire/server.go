@@ -44,6 +44,7 @@ type Server struct {
 
 	once sync.Once
 	http *http.Server
+	drain
 }
 
 type connKey struct{}
@@ -87,6 +88,7 @@ func (s *Server) setup() {
 				if s.Closed != nil {
 					s.Closed(a.value)
 				}
+				s.leave()
 			}
 		},
 	}
@@ -104,17 +106,6 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return err
 }
 
-// Shutdown stops accepting, lets exchanges that run end, and returns when all have or ctx has ended; then it
-// closes what is left.
-func (s *Server) Shutdown(ctx context.Context) error {
-	s.once.Do(s.setup)
-	err := s.http.Shutdown(ctx)
-	if err != nil {
-		_ = s.http.Close()
-	}
-	return err
-}
-
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	a := r.Context().Value(connKey{}).(*admitted)
 	a.handling.Store(true)
@@ -122,6 +113,7 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	body.ended.Store(r.ContentLength == 0)
 	var end time.Time // of the exchange; zero when it has none
 	x := NewExchange(r.Context(), received(r, body), a.value, r.RemoteAddr, func(resp *Response) (int64, error) {
+		resp.Close = resp.Close || s.draining()
 		if !body.ended.Load() {
 			// The engine reads on for a while, so that the peer gets to see the answer. A peer that sends nothing
 			// must not keep it waiting.
