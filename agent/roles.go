@@ -50,7 +50,7 @@ func (f configFlag) serve(c *console, role config.Role) error {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
-	listeners, err := handedOver()
+	listeners, _, err := handedOver()
 	if err != nil {
 		return err
 	}
@@ -75,20 +75,29 @@ func reloading() {
 	}
 }
 
-// handedOver are the listening sockets that the service manager has opened, by their address: a path, or host and port.
-// It holds them while this process is replaced, and callers wait instead of being refused.
-func handedOver() (map[string]net.Listener, error) {
-	out := map[string]net.Listener{}
+// handedOver are the sockets that the service manager has opened: those that listen by their address, a path or host and
+// port, and those for datagrams. It holds them while this process is replaced, and callers wait instead of being refused.
+func handedOver() (map[string]net.Listener, []net.PacketConn, error) {
+	listeners := map[string]net.Listener{}
+	var datagrams []net.PacketConn
 	for _, f := range activation.Files(true) {
 		l, err := net.FileListener(f)
-		closed := f.Close()
-		if err != nil || closed != nil {
-			return nil, fmt.Errorf("socket %s from the service manager: %w", f.Name(), errors.Join(err, closed))
+		if err != nil {
+			var c net.PacketConn
+			if c, err = net.FilePacketConn(f); err == nil {
+				datagrams = append(datagrams, c)
+			}
 		}
-		if _, taken := out[l.Addr().String()]; taken {
-			return nil, fmt.Errorf("the service manager hands over two sockets for %s", l.Addr())
+		if err = errors.Join(err, f.Close()); err != nil {
+			return nil, nil, fmt.Errorf("the socket %s of the service manager: %w", f.Name(), err)
 		}
-		out[l.Addr().String()] = l
+		if l == nil {
+			continue
+		}
+		if _, taken := listeners[l.Addr().String()]; taken {
+			return nil, nil, fmt.Errorf("the service manager hands over two sockets for %s", l.Addr())
+		}
+		listeners[l.Addr().String()] = l
 	}
-	return out, nil
+	return listeners, datagrams, nil
 }

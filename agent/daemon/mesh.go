@@ -11,6 +11,7 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/wardmesh/ward/agent/admin"
 	"github.com/wardmesh/ward/agent/config"
+	"github.com/wardmesh/ward/agent/sandbox"
 	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/proxy/intercept"
@@ -32,24 +34,22 @@ import (
 type MeshOptions struct {
 	Version string
 	Log     *zap.Logger
-	// UDP and TCP are sockets for mesh.dns that the service manager holds. Without them they are bound.
-	UDP []net.PacketConn
-	TCP []net.Listener
+	// Load reads the config anew, on SIGHUP and when its folders change. Nil: it cannot change.
+	Load func() (*config.Config, error)
+	// Listeners and UDP are sockets that the service manager holds: for mesh.dns and, by its path, the operator's.
+	// Without them they are opened.
+	Listeners map[string]net.Listener
+	UDP       []net.PacketConn
+	// Confine gives up, for good, what the mesh does not need of the host's files and ports.
+	Confine bool
 	// Owners and Dialers are the uids of egress and of ingress. Without them they are those of agent.wards, or else of
 	// the users that the packages make.
 	Owners, Dialers []uint32
 	// Root and Bus are where the host keeps its resolver's files and its D-Bus; "" for their usual places.
 	Root, Bus string
-	// Ready, when it is set, is called once the names are answered and the host knows of them.
-	Ready func()
-	// Reloads, when it is set, brings new configs. Each is taken whole or not at all, and the outcome is sent back.
-	Reloads <-chan MeshReload
-}
-
-// MeshReload is a config that is to take the place of the one that runs.
-type MeshReload struct {
-	Config *config.Config
-	Done   chan<- error // takes one outcome
+	// Ready, when it is set, is called once the names are answered and the host knows of them; Reloading and Reloaded
+	// around each change of config.
+	Ready, Reloading, Reloaded func()
 }
 
 // meshRole is a running `ward mesh`.
@@ -62,6 +62,7 @@ type meshRole struct {
 	addresses *mesh.Addresses // nil where names lead to egress itself
 	services  meshServices
 
+	sandbox  sandbox.Report
 	mu       sync.Mutex
 	cfg      *config.Config
 	kind     resolver.Kind
@@ -132,7 +133,19 @@ func RunMesh(ctx context.Context, cfg *config.Config, o MeshOptions) (err error)
 			return g.Wait()
 		}
 	}
-	g.Go(func() error { return m.reloads(work) })
+	if o.Confine {
+		report, err := sandbox.Enter(config.RoleMesh, cfg)
+		if err != nil {
+			g.Go(func() error { return err })
+			return g.Wait()
+		}
+		m.sandbox = report
+		m.log.Info(report.String())
+	}
+	if o.Load != nil {
+		f := watch{log: m.log, load: o.Load, current: m.config, apply: m.take, refuse: m.keep}
+		g.Go(func() error { return f.run(work) })
+	}
 	m.log.Info("ready", zap.Int("services", len(cfg.Services)), zap.Stringer("range", cfg.Mesh.Range), zap.String("resolver", string(m.kind)))
 	if o.Ready != nil {
 		o.Ready()
@@ -277,10 +290,13 @@ func (m *meshRole) wards(cfg *config.Config) (owners, dialers []uint32, err erro
 
 func (m *meshRole) openAdmin(ctx context.Context, g *errgroup.Group) error {
 	socket := m.cfg.AdminSocket(config.RoleMesh)
-	if err := guardFolder(socket); err != nil {
-		return err
+	held := m.o.Listeners[socket]
+	if held == nil {
+		if err := guardFolder(socket); err != nil {
+			return err
+		}
 	}
-	s, err := admin.Listen(admin.Options{Socket: socket, Source: m, Metrics: m.registry, Log: m.log.Named("admin")})
+	s, err := admin.Listen(admin.Options{Socket: socket, Listener: held, Source: m, Metrics: m.registry, Log: m.log.Named("admin")})
 	if err != nil {
 		return err
 	}
@@ -304,7 +320,7 @@ func (m *meshRole) openDNS(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error {
 		var err error
 		if len(m.o.UDP) > 0 {
-			err = r.ServeOn(ctx, m.o.UDP, m.o.TCP, func() { close(ready) })
+			err = r.ServeOn(ctx, m.o.UDP, m.tcp(), func() { close(ready) })
 		} else {
 			err = r.Serve(ctx, m.cfg.Mesh.DNS.String(), func(net.Addr) { close(ready) })
 		}
@@ -317,6 +333,14 @@ func (m *meshRole) openDNS(ctx context.Context, g *errgroup.Group) error {
 	case err := <-failed:
 		return err
 	}
+}
+
+// tcp are the sockets for mesh.dns among those that the service manager holds.
+func (m *meshRole) tcp() []net.Listener {
+	if l := m.o.Listeners[m.cfg.Mesh.DNS.String()]; l != nil {
+		return []net.Listener{l}
+	}
+	return nil
 }
 
 // wireTime is how long the services of the host may take to answer.
@@ -358,32 +382,43 @@ func (m *meshRole) wire(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// reloads takes new configs as they come.
-func (m *meshRole) reloads(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case r, open := <-m.o.Reloads:
-			if !open {
-				return nil
-			}
-			err := m.reload(r.Config)
-			m.mu.Lock()
-			m.reloaded = err
-			m.mu.Unlock()
-			if err != nil {
-				m.log.Error("the new config is not taken", zap.Error(err))
-			} else {
-				m.log.Info("the new config is taken", zap.Int("services", len(r.Config.Services)))
-			}
-			r.Done <- err
-		}
+func (m *meshRole) config() *config.Config {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cfg
+}
+
+// take makes cfg the config that holds, or says why not.
+func (m *meshRole) take(cfg *config.Config) error {
+	if m.o.Reloading != nil {
+		m.o.Reloading()
+	}
+	if m.o.Reloaded != nil {
+		defer m.o.Reloaded()
+	}
+	err := m.reload(cfg)
+	m.keep(err)
+	if err == nil {
+		m.log.Info("config changed", zap.String("config", cfg.Digest()), zap.Int("services", len(cfg.Services)))
+	}
+	return err
+}
+
+// keep remembers why the config on disk is not the one in force; nil when it is.
+func (m *meshRole) keep(err error) {
+	m.mu.Lock()
+	m.reloaded = err
+	m.mu.Unlock()
+	if err != nil {
+		m.log.Error("the config on disk is refused; the one in force stays", zap.Error(err))
 	}
 }
 
 // reload takes cfg whole or not at all. What sockets and addresses depend on needs a new start.
 func (m *meshRole) reload(cfg *config.Config) error {
+	if missing := m.sandbox.Missing(cfg); len(missing) > 0 {
+		return fmt.Errorf("this process has given up the right %s; a restart takes it up again", strings.Join(missing, ", "))
+	}
 	old, now := m.cfg.Mesh, cfg.Mesh
 	if old.Zone != now.Zone || old.DNS != now.DNS || old.Range != now.Range || old.State != now.State || old.Resolver != now.Resolver ||
 		old.Listen.IsValid() != now.Listen.IsValid() || m.cfg.AdminSocket(config.RoleMesh) != cfg.AdminSocket(config.RoleMesh) {
@@ -425,7 +460,7 @@ func (m *meshRole) Status(context.Context) admin.Status {
 	cfg, wiring, reloaded, kind := m.cfg, m.wiring, m.reloaded, m.kind
 	m.mu.Unlock()
 	host, _ := os.Hostname()
-	s := admin.Status{Schema: admin.StatusSchema, Host: host, Role: string(config.RoleMesh), TrustDomain: cfg.TrustDomain.Name(), Version: m.o.Version, Started: m.started,
+	s := admin.Status{Schema: admin.StatusSchema, Host: host, Role: string(config.RoleMesh), Config: cfg.Digest(), TrustDomain: cfg.TrustDomain.Name(), Version: m.o.Version, Started: m.started,
 		Mode: "mesh, names told to " + string(kind), Problems: []string{}}
 	for _, name := range m.services.Names() {
 		service := admin.Service{Name: name}
@@ -438,10 +473,13 @@ func (m *meshRole) Status(context.Context) admin.Status {
 		s.Services = append(s.Services, service)
 	}
 	rules := m.table.Status()
-	for _, err := range []error{rules.Err, wiring, reloaded} {
+	for _, err := range []error{rules.Err, wiring} {
 		if err != nil {
 			s.Problems = append(s.Problems, err.Error())
 		}
+	}
+	if reloaded != nil {
+		s.Problems = append(s.Problems, "the config on disk is not in force: "+reloaded.Error())
 	}
 	return s
 }

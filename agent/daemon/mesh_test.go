@@ -147,9 +147,9 @@ func squat(t *testing.T, address string) bool {
 func testMeshLife(t *testing.T) {
 	dir, resolv := meshHost(t)
 	cfg := meshConfig(t, dir, "fhir.ehr.mesh.internal")
-	ready, reloads, done := make(chan struct{}), make(chan daemon.MeshReload), make(chan error, 1)
+	ready, done := make(chan struct{}), make(chan error, 1)
 	o := meshOptions(dir, func() { close(ready) })
-	o.Reloads = reloads
+	o.Load = func() (*config.Config, error) { return config.Load(cfg.File(), config.Options{}) }
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { done <- daemon.RunMesh(ctx, cfg, o) }()
 	select {
@@ -169,9 +169,23 @@ func testMeshLife(t *testing.T) {
 	}
 
 	reload := func(names ...string) error {
-		out := make(chan error, 1)
-		reloads <- daemon.MeshReload{Config: meshConfig(t, dir, names...), Done: out}
-		return <-out
+		next := meshConfig(t, dir, names...)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		for { // its folder is watched
+			var s admin.Status
+			if err := admin.Get(ctx, cfg.AdminSocket(config.RoleMesh), "/status", &s); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range s.Problems {
+				if strings.Contains(p, "not in force") {
+					return errors.New(p)
+				}
+			}
+			if s.Config == next.Digest() {
+				return nil
+			}
+		}
 	}
 	if err := reload("fhir.ehr.mesh.internal", "fhir.lab.mesh.internal"); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/wardmesh/ward/agent/admin"
+	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/proxy/mesh"
 	"github.com/wardmesh/ward/proxy/wire"
 )
@@ -44,7 +45,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 	}
 	if d.o.Load != nil {
-		g.Go(func() error { return d.watch(work) })
+		f := watch{log: d.log, load: d.o.Load, current: d.config, refuse: d.keep,
+			apply: func(next *config.Config) error { return d.Reload(work, next) }}
+		g.Go(func() error { return f.run(work) })
 	}
 	cfg := d.config()
 	d.event(d.lifecycle("started"))

@@ -3,15 +3,17 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 	"go.uber.org/zap"
+
+	"github.com/wardmesh/ward/agent/config"
 )
 
 // How long the files must have been left alone before they are read, and how long a config that is not whole may still
@@ -21,19 +23,28 @@ const (
 	making = 500 * time.Millisecond
 )
 
-// watch reloads when the config's folders change, and on SIGHUP, until ctx ends.
-func (d *Daemon) watch(ctx context.Context) error {
+// watch is how a role follows its config.
+type watch struct {
+	log     *zap.Logger
+	load    func() (*config.Config, error)
+	current func() *config.Config
+	apply   func(*config.Config) error // it has said itself why not, when it fails
+	refuse  func(error)                // told of a config that is not whole
+}
+
+// run reads the config anew when its folders change, and on SIGHUP, until ctx ends.
+func (f watch) run(ctx context.Context) error {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		// The host has no watches left. A signal still works.
-		d.log.Warn("the config's folders cannot be watched; send SIGHUP after a change", zap.Error(err))
-		w = &fsnotify.Watcher{Events: make(chan fsnotify.Event), Errors: make(chan error)}
+		f.log.Warn("the config's folders cannot be watched; send SIGHUP after a change", zap.Error(err))
+		w = &fsnotify.Watcher{}
 	} else {
-		defer w.Close()
-		d.lookAt(w)
+		defer func() { _ = w.Close() }()
+		f.lookAt(w)
 	}
 	var quiet, patience <-chan time.Time
 	for {
@@ -47,10 +58,10 @@ func (d *Daemon) watch(ctx context.Context) error {
 			quiet = time.After(settle) // events were lost: look
 			continue
 		case e := <-w.Events:
-			if e.Op != fsnotify.Chmod && filepath.Base(e.Name)[0] == '.' {
+			if name := filepath.Base(e.Name); strings.HasPrefix(name, ".") && !strings.HasPrefix(name, "..") {
 				continue // half-written files of those who rename them afterwards
 			}
-			if quiet == nil {
+			if patience == nil {
 				patience = time.After(making)
 			}
 			quiet = time.After(settle)
@@ -60,30 +71,30 @@ func (d *Daemon) watch(ctx context.Context) error {
 			told = true
 		}
 		quiet = nil
-		next, err := d.o.Load()
-		if err == nil {
+		next, err := f.load()
+		switch {
+		case err == nil:
 			patience = nil
-			_ = d.Reload(ctx, next) // it has said why not
-			if w.WatchList() != nil {
-				d.lookAt(w)
-			}
-			continue
-		}
-		if told {
+			_ = f.apply(next)
+			f.lookAt(w)
+		case told:
 			patience = nil
-			d.keep(fmt.Errorf("%w", err))
+			f.refuse(err)
 		}
 	}
 }
 
 // lookAt watches the folders from which the config comes. A folder is watched, and not the files in it, because those
 // are replaced.
-func (d *Daemon) lookAt(w *fsnotify.Watcher) {
-	cfg := d.config()
+func (f watch) lookAt(w *fsnotify.Watcher) {
+	if w.Events == nil {
+		return
+	}
+	cfg := f.current()
 	main := filepath.Dir(cfg.File())
 	for _, dir := range []string{main, filepath.Join(main, "conf.d"), cfg.Policies.Dir} {
 		if err := w.Add(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
-			d.log.Warn("a folder of the config cannot be watched; send SIGHUP after a change", zap.String("folder", dir), zap.Error(err))
+			f.log.Warn("a folder of the config cannot be watched; send SIGHUP after a change", zap.String("folder", dir), zap.Error(err))
 		}
 	}
 }
