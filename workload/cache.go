@@ -45,6 +45,7 @@ type cache struct {
 	issuer   Issuer
 	bundles  Bundles
 	denials  Denials
+	kept     Kept
 	observer Observer
 	log      *zap.Logger
 	random   func() float64
@@ -85,14 +86,19 @@ type slot struct {
 	holders int
 	changed chan struct{} // closed when svid or err changes
 	timer   *time.Timer   // nil once the slot is dropped
+
+	saving sync.Mutex // held while an SVID of the slot is put away; taken before the cache's
 }
 
 func newCache(o Options) *cache {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &cache{
-		registry: o.Registry, issuer: o.Issuer, bundles: o.Bundles, denials: o.Denials, observer: o.Observer, log: o.Log,
+	c := &cache{
+		registry: o.Registry, issuer: o.Issuer, bundles: o.Bundles, denials: o.Denials, kept: o.Kept, observer: o.Observer, log: o.Log,
 		random: o.Random, ctx: ctx, cancel: cancel, width: make(chan struct{}, issueWidth), slots: make(map[slotKey]*slot),
 	}
+	_, changed := c.bundles.X509Bundle()
+	c.tasks.Go(func() { c.follow(changed) })
+	return c
 }
 
 // hold returns the slot of e, with one more holder. The first demand starts its issuance.
@@ -210,41 +216,57 @@ func (c *cache) issue(s *slot) {
 	entry := s.entry
 	c.tasks.Go(func() {
 		start := time.Now()
-		svid, err := c.mint(entry, s.key)
+		got, err := c.mint(entry, s.key)
 		report := Issuance{Entry: entry, ID: s.key.id, Lent: s.key.lent, Took: time.Since(start), Err: err}
 		if err == nil {
-			leaf := svid.Certificates[0]
+			leaf := got.svid.Certificates[0]
 			report.Serial, report.NotAfter = leaf.SerialNumber.Text(16), leaf.NotAfter
 		}
 		if c.ctx.Err() == nil {
 			c.observer.Issued(report)
 		}
-		c.settle(s, svid, err)
+		var instead minted
+		if err != nil {
+			instead = c.keptFor(entry, s.key)
+		}
+		c.settle(s, got, instead, err)
+		if err == nil {
+			c.save(s, got.svid)
+		}
 	})
 }
 
-// settle takes the result of an attempt.
-func (c *cache) settle(s *slot, svid *SVID, err error) {
+// settle takes the result of an attempt: what it got, or why it got nothing and what was kept.
+func (c *cache) settle(s *slot, got, instead minted, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.timer == nil {
 		return // dropped meanwhile: the key is forgotten unused
 	}
-	s.busy, s.err = false, err
 	now := time.Now().Round(0) // see maxSleep
+	s.busy, s.err = false, err
+	if err == nil && c.recheck(got, s.key, now) != nil {
+		c.issue(s) // it was signed by a CA that has left the bundle meanwhile
+		return
+	}
 	if err == nil {
 		share := ownRenewal
 		if s.key.lent {
 			share = lentRenewal
 		}
-		life := svid.Certificates[0].NotAfter.Sub(now)
-		s.fails, s.svid = 0, svid
+		life := got.svid.Certificates[0].NotAfter.Sub(now)
+		s.fails, s.svid = 0, got.svid
 		s.next = now.Add(c.around(time.Duration(float64(life) * share)))
 		c.publish(s)
 	} else {
 		s.next = now.Add(c.around(min(firstRetry<<min(s.fails, 10), lastRetry)))
 		s.fails++
-		if s.svid == nil {
+		if s.svid == nil && instead.svid != nil && c.recheck(instead, s.key, now) == nil {
+			s.svid = instead.svid
+			c.log.Info("an SVID from before the start serves until one is issued", zap.String("entry", s.key.name), zap.Stringer("id", s.key.id),
+				zap.Bool("lent", s.key.lent), zap.Time("not_after", s.svid.Certificates[0].NotAfter))
+			c.publish(s)
+		} else if s.svid == nil {
 			c.publish(s) // those who wait for the first SVID learn why there is none
 		}
 		if c.ctx.Err() == nil {
@@ -261,21 +283,21 @@ func (c *cache) around(d time.Duration) time.Duration {
 }
 
 // mint makes a key, has it certified, and believes the certificate only after checking it.
-func (c *cache) mint(e *Entry, key slotKey) (*SVID, error) {
+func (c *cache) mint(e *Entry, key slotKey) (minted, error) {
 	select {
 	case c.width <- struct{}{}:
 		defer func() { <-c.width }()
 	case <-c.ctx.Done():
-		return nil, ErrClosed
+		return minted{}, ErrClosed
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, issueTimeout)
 	defer cancel()
 	if c.denials.Denied(key.id) {
-		return nil, ErrDenied
+		return minted{}, ErrDenied
 	}
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, err
+		return minted{}, err
 	}
 	ttl := key.ttl
 	if key.lent && (ttl == 0 || ttl > lentTTL) {
@@ -285,22 +307,18 @@ func (c *cache) mint(e *Entry, key slotKey) (*SVID, error) {
 		ID: key.id, PublicKey: private.Public(), DNSNames: slices.Clone(e.DNSNames), TTL: ttl,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("the issuer: %w", err)
+		return minted{}, fmt.Errorf("the issuer: %w", err)
 	}
-	bundle, _ := c.bundles.X509Bundle()
+	bundle, changed := c.bundles.X509Bundle()
 	now := time.Now()
 	if err := VerifyX509(chain, key.id, private.Public(), bundle, now); err != nil {
-		return nil, fmt.Errorf("the issuer returned something that is no SVID for this entry: %w", err)
+		return minted{}, fmt.Errorf("the issuer returned something that is no SVID for this entry: %w", err)
 	}
 	if ttl > 0 && chain[0].NotAfter.After(now.Add(ttl+skew)) {
-		return nil, fmt.Errorf("the issuer returned an SVID that ends at %s, later than the %s that were asked for", chain[0].NotAfter.Format(time.RFC3339), ttl)
+		return minted{}, fmt.Errorf("the issuer returned an SVID that ends at %s, later than the %s that were asked for", chain[0].NotAfter.Format(time.RFC3339), ttl)
 	}
-	svid := &x509svid.SVID{ID: key.id, Certificates: chain, PrivateKey: private}
-	chainDER, keyDER, err := svid.MarshalRaw()
-	if err != nil {
-		return nil, err
-	}
-	return &SVID{Entry: e, SVID: svid, ChainDER: chainDER, KeyDER: keyDER}, nil
+	svid, err := complete(e, &x509svid.SVID{ID: key.id, Certificates: chain, PrivateKey: private})
+	return minted{svid, changed}, err
 }
 
 // close ends every attempt and forgets every key.

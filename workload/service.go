@@ -15,7 +15,7 @@ import (
 	"github.com/wardmesh/ward/attest"
 )
 
-// Options is what a Service is made of. Every field but the last two is required; NoDenials, NoObserver and
+// Options is what a Service is made of. Every field but the last two is required; NoDenials, NoKept, NoObserver and
 // zap.NewNop stand for absence.
 type Options struct {
 	Registry  *Registry
@@ -23,6 +23,7 @@ type Options struct {
 	Issuer    Issuer
 	Bundles   Bundles
 	Denials   Denials
+	Kept      Kept
 	Observer  Observer
 	Log       *zap.Logger
 
@@ -43,8 +44,8 @@ type Service struct {
 
 // NewService refuses options that lack something.
 func NewService(o Options) (*Service, error) {
-	if o.Registry == nil || len(o.Attestors) == 0 || o.Issuer == nil || o.Bundles == nil || o.Denials == nil || o.Observer == nil || o.Log == nil {
-		return nil, errors.New("workload: a registry, attestors, issuer, bundles, denials, observer and log are all needed")
+	if o.Registry == nil || len(o.Attestors) == 0 || o.Issuer == nil || o.Bundles == nil || o.Denials == nil || o.Kept == nil || o.Observer == nil || o.Log == nil {
+		return nil, errors.New("workload: a registry, attestors, issuer, bundles, denials, kept SVIDs, observer and log are all needed")
 	}
 	if o.Recheck < 0 {
 		return nil, errors.New("workload: the recheck interval is negative")

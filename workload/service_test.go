@@ -41,7 +41,7 @@ func runAt(t *testing.T, random float64, f func(t *testing.T, b *bench), entries
 		var err error
 		b.s, err = NewService(Options{
 			Registry: NewRegistry(b.db), Attestors: []attest.Attestor{b.teller}, Issuer: b.authority, Bundles: b.authority,
-			Denials: b.denials, Observer: b.seen, Log: zap.NewNop(), Random: func() float64 { return random },
+			Denials: b.denials, Kept: NoKept{}, Observer: b.seen, Log: zap.NewNop(), Random: func() float64 { return random },
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -215,7 +215,7 @@ func TestRenewalGoesByTheWallClock(t *testing.T) {
 	// Not in a bubble: there is no monotonic clock in one.
 	a := newAuthority(t)
 	s, err := NewService(Options{Registry: NewRegistry(directory(t, portal())), Attestors: []attest.Attestor{&teller{}}, Issuer: a, Bundles: a,
-		Denials: NoDenials{}, Observer: NoObserver{}, Log: zap.NewNop()})
+		Denials: NoDenials{}, Kept: NoKept{}, Observer: NoObserver{}, Log: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -145,7 +145,7 @@ func serveReal(path string, db *memdb.MemDB, ca *authority) (stop func(), servic
 	}
 	service, err = workload.NewService(workload.Options{
 		Registry: workload.NewRegistry(db), Attestors: []attest.Attestor{unix.Attestor{}, units, hashes}, Issuer: ca, Bundles: ca,
-		Denials: workload.NoDenials{}, Observer: workload.NoObserver{}, Log: zap.NewNop(),
+		Denials: workload.NoDenials{}, Kept: workload.NoKept{}, Observer: workload.NoObserver{}, Log: zap.NewNop(),
 	})
 	if err != nil {
 		return nil, nil, err

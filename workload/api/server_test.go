@@ -71,7 +71,7 @@ func serve(t testing.TB, entries []*workload.Entry, choices ...choice) *bench {
 	b.load(entries...)
 	b.service, err = workload.NewService(workload.Options{
 		Registry: workload.NewRegistry(b.db), Attestors: []attest.Attestor{teller{}}, Issuer: b.authority, Bundles: b.authority,
-		Denials: workload.NoDenials{}, Observer: workload.NoObserver{}, Log: zap.NewNop(),
+		Denials: workload.NoDenials{}, Kept: workload.NoKept{}, Observer: workload.NoObserver{}, Log: zap.NewNop(),
 	})
 	if err != nil {
 		t.Fatal(err)

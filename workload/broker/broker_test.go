@@ -98,7 +98,7 @@ func (b *bench) rise() {
 	var err error
 	a.service, err = workload.NewService(workload.Options{
 		Registry: workload.NewRegistry(b.db), Attestors: []attest.Attestor{teller{}}, Issuer: b.authority, Bundles: b.authority,
-		Denials: b.denials, Observer: b.seen, Log: zap.NewNop(),
+		Denials: b.denials, Kept: workload.NoKept{}, Observer: b.seen, Log: zap.NewNop(),
 	})
 	if err != nil {
 		b.t.Fatal(err)

@@ -86,7 +86,7 @@ func playAgent(path string) error {
 	defer pinner.Close()
 	ca := newAuthority(&testing.B{})
 	service, err := workload.NewService(workload.Options{Registry: workload.NewRegistry(db), Attestors: attestors, Issuer: ca, Bundles: ca,
-		Denials: workload.NoDenials{}, Observer: workload.NoObserver{}, Log: zap.NewNop()})
+		Denials: workload.NoDenials{}, Kept: workload.NoKept{}, Observer: workload.NoObserver{}, Log: zap.NewNop()})
 	if err != nil {
 		return err
 	}
