@@ -18,19 +18,27 @@ func (c *cache) follow(changed <-chan struct{}) {
 		case <-c.ctx.Done():
 			return
 		case <-changed:
-		}
-		var bundle *x509bundle.Bundle
-		if bundle, changed = c.bundles.X509Bundle(); bundle != nil && !bundle.Empty() {
-			c.review(bundle)
+			_, changed = c.look()
 		}
 	}
 }
 
-// review withdraws what does not verify with a bundle that has changed, and has it issued anew. What could not be issued
-// is tried again at once: the issuer may be back.
-func (c *cache) review(bundle *x509bundle.Bundle) {
+// look is the current bundle, once nothing is held that does not verify with it. Changed is closed when there is
+// another.
+func (c *cache) look() (bundle *x509bundle.Bundle, changed <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	bundle, changed = c.bundles.X509Bundle()
+	if changed != c.seen && bundle != nil && !bundle.Empty() {
+		c.review(bundle)
+	}
+	c.seen = changed
+	return bundle, changed
+}
+
+// review withdraws what does not verify with a bundle that has changed, and has it issued anew. What could not be issued
+// is tried again at once: the issuer may be back. The caller holds mu.
+func (c *cache) review(bundle *x509bundle.Bundle) {
 	now := time.Now()
 	for _, s := range c.slots {
 		if s.svid != nil && now.Before(s.svid.Certificates[0].NotAfter) {

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"sync"
 	"testing"
 	"time"
 
@@ -78,17 +79,17 @@ func TestSVIDSignedWhileItsCALeaves(t *testing.T) {
 	}, portal())
 }
 
-// turning changes the bundle right after it was first read.
+// turning changes the bundle once, right after it was read to verify what was issued.
 type turning struct {
 	*authority
 	turn func()
+	once sync.Once
 }
 
 func (r *turning) X509Bundle() (*x509bundle.Bundle, <-chan struct{}) {
 	bundle, changed := r.authority.X509Bundle()
-	if turn := r.turn; turn != nil {
-		r.turn = nil
-		turn()
+	if r.count() == 1 {
+		r.once.Do(r.turn)
 	}
 	return bundle, changed
 }

@@ -58,6 +58,7 @@ type cache struct {
 	mu     sync.Mutex
 	closed bool
 	slots  map[slotKey]*slot
+	seen   <-chan struct{} // closed when the bundle is no longer the one that every SVID in a slot verifies with
 }
 
 // slotKey is everything of an entry that its SVID depends on: an edit of any of it is another SVID, and an
@@ -96,7 +97,7 @@ func newCache(o Options) *cache {
 		registry: o.Registry, issuer: o.Issuer, bundles: o.Bundles, denials: o.Denials, kept: o.Kept, observer: o.Observer, log: o.Log,
 		random: o.Random, ctx: ctx, cancel: cancel, width: make(chan struct{}, issueWidth), slots: make(map[slotKey]*slot),
 	}
-	_, changed := c.bundles.X509Bundle()
+	_, changed := c.look()
 	c.tasks.Go(func() { c.follow(changed) })
 	return c
 }

@@ -215,30 +215,48 @@ func (v *visit) match() error {
 	return nil
 }
 
-// collect gathers a valid SVID for each entry, waiting for those that are being issued for the first time,
-// and then the bundle. An identity that cannot be had now is left out, unless it is the default one: a process
-// must not find itself acting as another identity because the issuer failed.
+// collect gathers the bundle and a valid SVID for each entry. What is gathered fits together: where the bundle changes
+// meanwhile, it is gathered anew.
 func (v *visit) collect(ctx context.Context) error {
-	if v.want.issues() {
-		v.demand()
-		for i, slot := range v.held {
-			svid, why, err := v.svid(ctx, slot)
-			switch e := v.report.Entries[i]; {
-			case err != nil:
-				return err
-			case svid != nil:
-				v.next.SVIDs = append(v.next.SVIDs, svid.under(e))
-			case i == 0:
-				return fmt.Errorf("%w: entry %q: %w", ErrUnavailable, e.Name, why)
-			}
+	n := len(v.changed)
+	for {
+		bundle, changed := v.s.cache.look()
+		v.changed, v.next.SVIDs = append(v.changed[:n], changed), nil
+		if err := v.identities(ctx); err != nil {
+			return err
+		}
+		if bundle == nil || bundle.Empty() {
+			return fmt.Errorf("%w: there is no bundle yet", ErrUnavailable)
+		}
+		select {
+		case <-changed:
+			continue
+		default:
+		}
+		v.next.Bundle = bundle
+		return nil
+	}
+}
+
+// identities gathers the SVIDs, waiting for those that are being issued for the first time. An identity that cannot be
+// had now is left out, unless it is the default one: a process must not find itself acting as another identity because
+// the issuer failed.
+func (v *visit) identities(ctx context.Context) error {
+	if !v.want.issues() {
+		return nil
+	}
+	v.demand()
+	for i, slot := range v.held {
+		svid, why, err := v.svid(ctx, slot)
+		switch e := v.report.Entries[i]; {
+		case err != nil:
+			return err
+		case svid != nil:
+			v.next.SVIDs = append(v.next.SVIDs, svid.under(e))
+		case i == 0:
+			return fmt.Errorf("%w: entry %q: %w", ErrUnavailable, e.Name, why)
 		}
 	}
-	bundle, changed := v.s.o.Bundles.X509Bundle()
-	v.changed = append(v.changed, changed)
-	if bundle == nil || bundle.Empty() {
-		return fmt.Errorf("%w: there is no bundle yet", ErrUnavailable)
-	}
-	v.next.Bundle = bundle
 	return nil
 }
 
