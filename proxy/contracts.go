@@ -17,7 +17,8 @@ import (
 // Implemented in agent/daemon over attest/peer and workload; a SPIFFE Broker client is to be the second.
 type Callers interface {
 	// Caller pins and attests the process behind conn before a byte is read from it. It returns an error
-	// that is a *Refusal when the process is known not to be entitled to anything.
+	// that is a *Refusal when the process is known not to be entitled to anything. OfProcess adds to an error which
+	// process that is.
 	Caller(ctx context.Context, conn net.Conn) (Caller, error)
 }
 

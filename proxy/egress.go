@@ -65,7 +65,9 @@ type outbound struct {
 	target   string
 	request  *wire.Request
 	body     *source
+	sent     bool // something may have reached the service's ward
 	reply    *wire.Response
+	ended    bool // its record is made
 }
 
 func (e *Egress) receive(x *wire.Exchange) *outbound {
@@ -75,7 +77,16 @@ func (e *Egress) receive(x *wire.Exchange) *outbound {
 	return c
 }
 
-func (c *outbound) end() { c.cancel() }
+// end gives back what the call holds. A call that has no record by now is on its way out of Serve by a panic.
+func (c *outbound) end() {
+	if !c.ended {
+		c.fail()
+	}
+	c.cancel()
+	if c.reply != nil && c.reply.Body != nil {
+		_ = c.reply.Body.Close()
+	}
+}
 
 func (c *outbound) attest() error {
 	c.local = c.x.Conn.(*Local)
@@ -188,6 +199,7 @@ func (c *outbound) forward() error {
 	if err != nil {
 		return err
 	}
+	c.sent = true
 	if c.reply, err = client.RoundTrip(c.ctx, c.request); err != nil {
 		if own := c.body.fault(); own != nil && c.x.Context().Err() == nil {
 			return own
@@ -200,7 +212,6 @@ func (c *outbound) forward() error {
 func (c *outbound) relay() error {
 	status, peer := c.reply.Status, peerDecision(c.reply.Header.Values(HeaderDecision))
 	if peer == "" {
-		_ = c.reply.Body.Close()
 		return Refuse(CauseUpstreamReply, "%s answered without a decision", c.service.ID)
 	}
 	n, err := c.x.Commit(&wire.Response{Status: status, Header: c.reply.Header, Body: c.reply.Body, Length: c.reply.Length})
@@ -209,8 +220,7 @@ func (c *outbound) relay() error {
 	if status >= 400 {
 		rec.Effect = ""
 	}
-	_, _ = c.Audit.Append(rec)
-	c.Observe.Call(HopEgress, c.service.Name, rec)
+	c.conclude(rec)
 	return nil
 }
 
@@ -233,7 +243,25 @@ func (c *outbound) refuse(err error) {
 	rec := c.record()
 	rec.Stage = StageRefusal
 	answer := refusal(rec, err, c.decision)
+	c.ended = true
 	recordRefusal(c.Audit, rec)
 	_, _ = c.x.Commit(answer)
 	c.Observe.Call(HopEgress, rec.Service, rec)
+}
+
+func (c *outbound) conclude(rec *Record) {
+	c.ended = true
+	_, _ = c.Audit.Append(rec) // ingress is the record
+	c.Observe.Call(HopEgress, rec.Service, rec)
+}
+
+// fail records a call that a defect in Ward has ended, as ingress does: the log says where, and its words, which may
+// hold request data, are not recorded.
+func (c *outbound) fail() {
+	rec := c.record()
+	if !c.sent {
+		rec.Stage = StageRefusal
+	}
+	rec.Cause, rec.Effect, rec.Detail = CauseInternal, EffectError, "a defect in Ward: the daemon's log says where"
+	c.conclude(rec)
 }

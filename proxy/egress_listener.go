@@ -13,7 +13,7 @@ import (
 type Local struct {
 	caller  Caller
 	service *Service // on a service's own socket
-	process string   // the process's selectors, for the trail
+	process string   // which process it is, for the trail
 	refused error    // why it has no identity; each of its requests gets this answer
 	closed  chan struct{}
 }
@@ -49,6 +49,10 @@ func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Loc
 	l := &Local{service: service, closed: make(chan struct{})}
 	caller, err := e.Callers.Caller(ctx, c)
 	var r *Refusal
+	var who *processError
+	if errors.As(err, &who) {
+		l.process = who.process
+	}
 	switch {
 	case err == nil:
 		l.caller = caller

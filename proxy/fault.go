@@ -30,6 +30,23 @@ func Refuse(c Cause, format string, args ...any) *Refusal {
 func (r *Refusal) Error() string { return string(r.Cause) + ": " + r.Detail }
 func (r *Refusal) Unwrap() error { return r.Err }
 
+// OfProcess says which local process err is about, in the words that Record.Process has for it: a call without an
+// identity is counted by its process's user, so that one user's refused calls do not use up what is recorded of
+// another's. What err is (a *Refusal, or something else) does not change. Nil stays nil.
+func OfProcess(process string, err error) error {
+	if err == nil || process == "" {
+		return err
+	}
+	return &processError{process, err}
+}
+
+type processError struct {
+	process string
+	error
+}
+
+func (e *processError) Unwrap() error { return e.error }
+
 // The causes. faults (below) says what the caller is told for each.
 const (
 	CauseNoIdentity      Cause = "no-identity"      // the local process matches no entry

@@ -76,11 +76,12 @@ func (n neighbours) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, er
 	if err != nil {
 		return nil, err
 	}
+	process := fmt.Sprintf("pid %d, uid %d", p.PID(), p.UID())
 	h, err := n.d.identities.Hold(ctx, p, workload.LentSVIDs)
 	if err != nil {
-		return nil, refusal(err)
+		return nil, proxy.OfProcess(process, refusal(err))
 	}
-	return &caller{lent: h, process: fmt.Sprintf("pid %d, uid %d", p.PID(), p.UID())}, nil
+	return &caller{lent: h, process: process}, nil
 }
 
 // strangers are callers that egress only refers to: the agent, in another process, pins and knows them.
@@ -116,17 +117,18 @@ func (s *strangers) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, er
 	}
 	ref, err := referred.Reference()
 	if err != nil {
-		return nil, err
+		return nil, proxy.OfProcess(fmt.Sprintf("uid %d", referred.UID()), err)
 	}
+	process := fmt.Sprintf("%s, uid %d", ref, referred.UID())
 	loan, err := s.client.Borrow(ctx, ref)
 	if err != nil {
-		return nil, refusal(err)
+		return nil, proxy.OfProcess(process, refusal(err))
 	}
 	// The agent has said whom the reference names; only now is it sure that this was the caller of this connection.
 	if err := referred.Confirm(); err != nil {
-		return nil, errors.Join(err, loan.Close())
+		return nil, proxy.OfProcess(process, errors.Join(err, loan.Close()))
 	}
-	return &caller{lent: borrowed{loan}, process: fmt.Sprintf("%s, uid %d", ref, referred.UID())}, nil
+	return &caller{lent: borrowed{loan}, process: process}, nil
 }
 
 // lent is an identity that egress may use in a workload's name.
