@@ -16,6 +16,7 @@
 //
 //	go run ./examples/interop            # the checks
 //	go run ./examples/interop -crash 20  # 20 SIGKILLs of ward under load
+//	go run ./examples/interop -bypass    # tricks that a lenient FHIR server falls for
 package main
 
 import (
@@ -38,6 +39,7 @@ type options struct {
 	verbose bool
 	keep    bool
 	crash   int
+	bypass  bool
 	cache   string
 	ward    string
 	inside  string
@@ -54,6 +56,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.BoolVar(&o.verbose, "v", false, "show each call and its answer")
 	flags.BoolVar(&o.keep, "keep", false, "keep the folder with config, logs and the audit trail")
 	flags.IntVar(&o.crash, "crash", 0, "kill ward under load this `many` times, instead of the checks")
+	flags.BoolVar(&o.bypass, "bypass", false, "try the tricks of FHIR's bypass table against a lenient FHIR server, instead of the checks")
 	flags.StringVar(&o.cache, "cache", "", "`folder` for what npm and pip install (default $XDG_CACHE_HOME/ward-interop)")
 	flags.StringVar(&o.ward, "ward", "", "a ward `binary` to check, instead of one built from this repository")
 	flags.StringVar(&o.inside, "inside", "", "used by the program itself, once it is in its namespaces")
@@ -110,7 +113,7 @@ func outside(ctx context.Context, o options, stdout, stderr io.Writer) (lacking 
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"-inside", dir, "-crash", fmt.Sprint(o.crash)}
+	args := []string{"-inside", dir, "-crash", fmt.Sprint(o.crash), fmt.Sprintf("-bypass=%v", o.bypass)}
 	if o.verbose {
 		args = append(args, "-v")
 	}
@@ -154,9 +157,12 @@ func inside(ctx context.Context, o options, stdout, stderr io.Writer) int {
 		return 1
 	}
 	fmt.Fprintln(stdout, w.cast())
-	if o.crash > 0 {
+	switch {
+	case o.bypass:
+		w.bypass(ctx)
+	case o.crash > 0:
 		w.crash(ctx, o.crash)
-	} else {
+	default:
 		w.checks(ctx)
 	}
 	if r.failed > 0 {

@@ -41,6 +41,11 @@ func enter(p *parts) error {
 			return err
 		}
 	}
+	if p.Lenient != "" {
+		if err := bind(filepath.Join(p.Lenient, "node_modules"), p.at("lenient", "node_modules")); err != nil {
+			return err
+		}
+	}
 	return loopback()
 }
 

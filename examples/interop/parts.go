@@ -18,7 +18,7 @@ import (
 
 // files are the programs that are run with the real parts, and the lists of what is installed.
 //
-//go:embed node/*.mjs node/*.json python
+//go:embed node/*.mjs node/*.json lenient python
 var files embed.FS
 
 // tools are what the machine brings.
@@ -32,11 +32,12 @@ type tools struct {
 
 // parts is everything that the program needs to know once it is inside its namespaces.
 type parts struct {
-	Dir   string // where everything happens
-	Tools tools
-	Node  string            // folder with node_modules
-	Site  string            // Python's site-packages
-	What  map[string]string // package: version
+	Dir     string // where everything happens
+	Tools   tools
+	Node    string            // folder with node_modules
+	Lenient string            // folder with the lenient FHIR server's node_modules, "" when it does not play
+	Site    string            // Python's site-packages
+	What    map[string]string // package: version
 }
 
 // findTools looks for what the machine must bring, and says what is lacking.
@@ -122,8 +123,10 @@ func install(ctx context.Context, o options, t tools, progress io.Writer) (*part
 		return nil, fmt.Errorf("%s: no site-packages", python)
 	}
 	p := &parts{Tools: t, Node: node, Site: site[0]}
-	p.What, err = versions()
-	return p, err
+	if p.What, err = versions(); err != nil || !o.bypass {
+		return p, err
+	}
+	return p, p.installLenient(ctx, cache, progress)
 }
 
 // cached gives the cache's folder for the parts that lists name, and has them installed when it is not there. It
@@ -213,7 +216,8 @@ func layOut(ctx context.Context, o options, p *parts, progress io.Writer) (strin
 		name string
 		mode fs.FileMode
 		uid  int
-	}{{".", 0o755, 0}, {"bin", 0o755, 0}, {"node", 0o755, 0}, {"node/node_modules", 0o755, 0}, {"python", 0o755, 0}, {"python/home", 0o755, 0},
+	}{{".", 0o755, 0}, {"bin", 0o755, 0}, {"node", 0o755, 0}, {"node/node_modules", 0o755, 0}, {"lenient", 0o755, 0},
+		{"lenient/node_modules", 0o755, 0}, {"python", 0o755, 0}, {"python/home", 0o755, 0},
 		{"python/site", 0o755, 0}, {"run", 0o755, 0}, {"run/egress", 0o755, 0}, {"state", 0o700, 0}, {"state/policy", 0o700, 0},
 		{"logs", 0o700, 0}, {"fhir", 0o700, uidFHIR}} {
 		path := p.at(d.name)

@@ -74,7 +74,11 @@ func (w *world) start(ctx context.Context) error {
 	if err := w.startProvider(ctx); err != nil {
 		return err
 	}
-	w.fhir, err = w.background("fhir-server", program{uid: uidFHIR, argv: []string{w.at("bin", "node"), w.at("node", "server.mjs"), w.fhirSocket(), base, w.seenLog()}})
+	server := []string{w.at("node", "server.mjs"), w.fhirSocket(), base, w.seenLog()}
+	if w.Lenient != "" {
+		server = []string{w.at("lenient", "server.mjs"), w.fhirSocket(), w.seenLog()}
+	}
+	w.fhir, err = w.background("fhir-server", program{uid: uidFHIR, argv: append([]string{w.at("bin", "node")}, server...)})
 	if err != nil {
 		return err
 	}
@@ -163,6 +167,10 @@ mesh: {dns: '127.77.0.53:53', listen: '%[13]s', sockets: %[2]s/run/egress}
 
 // cast names the parts that nobody here has written.
 func (w *world) cast() string {
+	if w.Lenient != "" {
+		return fmt.Sprintf("parts: oidc-provider %s · @asymmetrik/node-fhir-server-core %s · node %s",
+			w.What["oidc-provider"], w.What["@asymmetrik/node-fhir-server-core"], w.Tools.NodeVersion)
+	}
 	return fmt.Sprintf("parts: oidc-provider %s · @medplum/fhir-router %s with %s of HL7's examples (%s) · fhir-kit-client %s · curl %s · spiffe %s · node %s · Python %s",
 		w.What["oidc-provider"], w.What["@medplum/fhir-router"], w.loaded, w.What["hl7.fhir.r4.examples"], w.What["fhir-kit-client"],
 		w.Tools.CurlVersion, w.What["spiffe"], w.Tools.NodeVersion, w.Tools.PythonVersion)
