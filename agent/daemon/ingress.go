@@ -201,10 +201,8 @@ func (in *ingress) apply(cfg *config.Config, r *rules, opened []opening) {
 			return on.self.Close()
 		})
 	}
+	old.retire(in.work, in.group, r)
 	r.start(in.work, in.group)
-	if old != r {
-		old.retire(r)
-	}
 }
 
 // upstreamIdle is how long a connection to a FHIR server is kept unused: less than what servers allow themselves

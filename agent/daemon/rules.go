@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,10 +26,15 @@ type rules struct {
 	tokens   *token.Verifier
 	bindings *bind.Map
 
-	issuers  []token.Issuer // of tokens
-	metrics  *registration
-	started  bool
-	retiring *time.Timer
+	issuers []token.Issuer // of tokens
+	metrics *registration
+	reading *reading
+}
+
+// reading is the work of a verifier: it fetches the issuers' keys from start on, until it is stopped.
+type reading struct {
+	started bool
+	stop    context.CancelFunc
 }
 
 // newRules loads what cfg names. The verifier of before is used on when its issuers are the same: it knows their keys.
@@ -38,7 +44,7 @@ func (d *Daemon) newRules(cfg *config.Config, before *rules) (_ *rules, err erro
 		return r, nil
 	}
 	if r.policies, err = policy.Load(cfg.Policies.Dir); err != nil {
-		return nil, fmt.Errorf("policies:\n%w", err)
+		return nil, fmt.Errorf("policies: %w", err)
 	}
 	if err := keepPolicies(policyStore(cfg, d.o.Role), r.policies); err != nil {
 		return nil, err
@@ -49,31 +55,65 @@ func (d *Daemon) newRules(cfg *config.Config, before *rules) (_ *rules, err erro
 	if r.issuers, err = issuers(cfg); err != nil {
 		return nil, err
 	}
-	if before != nil && before.tokens != nil && reflect.DeepEqual(before.issuers, r.issuers) {
-		r.tokens, r.metrics, r.started = before.tokens, before.metrics, before.started
-		return r, nil
+	var old *token.Verifier
+	if before != nil && before.tokens != nil {
+		if slices.EqualFunc(before.issuers, r.issuers, sameIssuer) {
+			r.tokens, r.metrics, r.reading = before.tokens, before.metrics, before.reading
+			return r, nil
+		}
+		old = before.tokens
 	}
-	r.metrics = &registration{to: d.registry}
-	r.tokens, err = token.New(token.Options{Issuers: r.issuers, Logger: d.log.Named("token"), Registerer: r.metrics})
-	return r, err
+	r.metrics, r.reading = &registration{to: d.registry}, &reading{}
+	r.tokens, err = token.New(token.Options{Issuers: r.issuers, Logger: d.log.Named("token"), Registerer: r.metrics, Before: old})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", cfg.At("tokens"), err)
+	}
+	return r, nil
 }
 
-// start lets the verifier fetch keys, once.
+// sameIssuer compares pools of certificates by what is in them.
+func sameIssuer(a, b token.Issuer) bool {
+	if !a.RootCAs.Equal(b.RootCAs) {
+		return false
+	}
+	a.RootCAs, b.RootCAs = nil, nil
+	return reflect.DeepEqual(a, b)
+}
+
+// start lets the verifier fetch keys and show its metrics, once. Whoever has shown the same metrics has retired.
 func (r *rules) start(ctx context.Context, g *errgroup.Group) {
-	if r.tokens == nil || r.started {
+	if r.tokens == nil || r.reading.started {
 		return
 	}
-	r.started = true
+	ctx, r.reading.stop = context.WithCancel(ctx)
+	r.reading.started = true
 	r.metrics.commit()
 	g.Go(func() error { return r.tokens.Run(ctx) })
 }
 
-// retire closes what next does not use any more, once the calls that began under r are past the look at their tokens.
-func (r *rules) retire(next *rules) {
-	if r.tokens != nil && r.tokens != next.tokens {
-		r.metrics.withdraw()
-		r.retiring = time.AfterFunc(time.Minute, func() { _ = r.tokens.Close() })
+// closing is how long calls that began under rules that are replaced may take to come to the look at their tokens. It
+// is their first step after their request's head has been read.
+const closing = 10 * time.Second
+
+// retire gives up what next does not use any more. The verifier reads no keys from now on; the calls that began under r
+// may still ask it for a while, and then, or when ctx ends, it is closed.
+func (r *rules) retire(ctx context.Context, g *errgroup.Group, next *rules) {
+	if r.tokens == nil || r.tokens == next.tokens {
+		return
 	}
+	r.metrics.withdraw()
+	if r.reading.started {
+		r.reading.stop()
+	}
+	g.Go(func() error {
+		wait := time.NewTimer(closing)
+		defer wait.Stop()
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+		}
+		return r.tokens.Close()
+	})
 }
 
 // discard closes what was loaded in vain, and leaves what it shares with those that hold.

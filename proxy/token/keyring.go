@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -67,6 +68,15 @@ func newKeyring(is *issuer, src source, o Options) (*keyring, error) {
 		}
 	}
 	return k, nil
+}
+
+// inherit takes over the keys that before has, if they are the ones that would be read. They keep their age.
+func (is *issuer) inherit(before *issuer) {
+	if before == nil || is.keys.current.Load() != nil || is.Discovery != before.Discovery || is.JWKSURI != before.JWKSURI ||
+		is.JWKSFile != before.JWKSFile || !is.RootCAs.Equal(before.RootCAs) || !slices.Equal(is.algorithms, before.algorithms) {
+		return
+	}
+	is.keys.current.Store(before.keys.current.Load())
 }
 
 // find returns the key that a token asks for. It waits, at most for demandWait, only when the key is unknown and newer

@@ -63,6 +63,9 @@ type Options struct {
 	Clock func() time.Time
 	// CacheSize is how many verified tokens are remembered; 0 is DefaultCacheSize.
 	CacheSize int
+	// Before is the Verifier that this one is to replace, or nil: an issuer whose keys come from the same place begins
+	// with those that Before has, so that no token is refused until they have been read again.
+	Before *Verifier
 
 	// dial replaces the network in tests that run on a fake clock.
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -116,6 +119,9 @@ func New(o Options) (*Verifier, error) {
 		case v.issuers[c.Issuer] != nil:
 			errs = append(errs, fmt.Errorf("token: issuer %q is configured twice", c.Issuer))
 		default:
+			if o.Before != nil {
+				is.inherit(o.Before.issuers[c.Issuer])
+			}
 			v.issuers[c.Issuer] = is
 		}
 	}
