@@ -3,9 +3,9 @@ package main
 import (
 	"fmt"
 
-	sd "github.com/coreos/go-systemd/v22/daemon"
 	"go.uber.org/zap"
 
+	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/agent/daemon"
 )
 
@@ -19,21 +19,10 @@ type meshCommand struct{ configFlag }
 
 // Run is the mesh's daemon.
 func (cmd meshCommand) Run(c *console) error {
-	cfg, err := cmd.load()
-	if err != nil {
-		return listErrors(c.err, err)
-	}
-	log, err := newLog(cfg.Log, c.err)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Sync() }()
-	listeners, udp, err := handedOver()
-	if err != nil {
-		return err
-	}
-	return daemon.RunMesh(c.ctx, cfg, daemon.MeshOptions{Version: versionText(), Log: log, Load: cmd.load, Listeners: listeners, UDP: udp, Confine: true,
-		Ready: func() { notify(sd.SdNotifyReady) }, Reloading: reloading, Reloaded: func() { notify(sd.SdNotifyReady) }})
+	return cmd.started(c, func(cfg *config.Config, log *zap.Logger, s sockets) error {
+		return daemon.RunMesh(c.ctx, cfg, daemon.MeshOptions{Version: versionText(), Log: log, Load: cmd.load, Listeners: s.listeners, UDP: s.datagrams,
+			Confine: true, Ready: ready, Reloading: reloading, Reloaded: ready})
+	})
 }
 
 type meshClearCommand struct{}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/activation"
 	sd "github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
 	"github.com/wardmesh/ward/agent/config"
@@ -39,8 +40,21 @@ func (cmd proxyCommand) Run(c *console) error {
 	return cmd.serve(c, role)
 }
 
-// serve is a daemon of one role. A config that is not whole starts nothing: every error is listed, and the status is 1.
+// serve is a daemon of one role.
 func (f configFlag) serve(c *console, role config.Role) error {
+	return f.started(c, func(cfg *config.Config, log *zap.Logger, s sockets) error {
+		d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: s.listeners, Confine: true,
+			Ready: ready, Reloading: reloading, Reloaded: ready})
+		if err != nil {
+			return listErrors(c.err, err)
+		}
+		return d.Run(c.ctx)
+	})
+}
+
+// started runs a daemon with what each needs first. A config that is not whole starts nothing: every error is listed,
+// and the status is 1.
+func (f configFlag) started(c *console, run func(*config.Config, *zap.Logger, sockets) error) error {
 	cfg, err := f.load()
 	if err != nil {
 		return listErrors(c.err, err)
@@ -50,22 +64,19 @@ func (f configFlag) serve(c *console, role config.Role) error {
 		return err
 	}
 	defer func() { _ = log.Sync() }()
-	listeners, _, err := handedOver()
+	s, err := handedOver()
 	if err != nil {
 		return err
 	}
-	d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: listeners, Confine: true,
-		Ready: func() { notify(sd.SdNotifyReady) }, Reloading: reloading, Reloaded: func() { notify(sd.SdNotifyReady) }})
-	if err != nil {
-		return listErrors(c.err, err)
-	}
 	stop := context.AfterFunc(c.ctx, func() { notify(sd.SdNotifyStopping) })
 	defer stop()
-	return d.Run(c.ctx)
+	return run(cfg, log, s)
 }
 
 // notify tells the service manager, where there is one. That it does not listen changes nothing.
 func notify(state string) { _, _ = sd.SdNotify(false, state) }
+
+func ready() { notify(sd.SdNotifyReady) }
 
 // reloading says that a change of config is under way (sd_notify(3), Type=notify-reload).
 func reloading() {
@@ -75,29 +86,33 @@ func reloading() {
 	}
 }
 
-// handedOver are the sockets that the service manager has opened: those that listen by their address, a path or host and
-// port, and those for datagrams. It holds them while this process is replaced, and callers wait instead of being refused.
-func handedOver() (map[string]net.Listener, []net.PacketConn, error) {
-	listeners := map[string]net.Listener{}
-	var datagrams []net.PacketConn
+// sockets are those that the service manager has opened: the ones that listen by their address, a path or host and port.
+// It holds them while this process is replaced, and callers wait instead of being refused.
+type sockets struct {
+	listeners map[string]net.Listener
+	datagrams []net.PacketConn
+}
+
+func handedOver() (sockets, error) {
+	s := sockets{listeners: map[string]net.Listener{}}
 	for _, f := range activation.Files(true) {
 		l, err := net.FileListener(f)
 		if err != nil {
 			var c net.PacketConn
 			if c, err = net.FilePacketConn(f); err == nil {
-				datagrams = append(datagrams, c)
+				s.datagrams = append(s.datagrams, c)
 			}
 		}
 		if err = errors.Join(err, f.Close()); err != nil {
-			return nil, nil, fmt.Errorf("the socket %s of the service manager: %w", f.Name(), err)
+			return s, fmt.Errorf("the socket %s of the service manager: %w", f.Name(), err)
 		}
 		if l == nil {
 			continue
 		}
-		if _, taken := listeners[l.Addr().String()]; taken {
-			return nil, nil, fmt.Errorf("the service manager hands over two sockets for %s", l.Addr())
+		if _, taken := s.listeners[l.Addr().String()]; taken {
+			return s, fmt.Errorf("the service manager hands over two sockets for %s", l.Addr())
 		}
-		listeners[l.Addr().String()] = l
+		s.listeners[l.Addr().String()] = l
 	}
-	return listeners, datagrams, nil
+	return s, nil
 }
