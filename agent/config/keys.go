@@ -91,7 +91,7 @@ func (a *Agent) keys() keys {
 		{name: "broker", value: socketOrOff(&a.Broker), def: "/run/ward/agent/broker.sock", example: "/run/ward/agent/broker.sock",
 			doc: "Unix socket of the SPIFFE Broker API, where this host's egress gets its callers' identities. Only the process that wards.egress names is served."},
 		{name: "state", value: path(&a.State, "a folder"), def: "/var/lib/ward/agent", example: "/var/lib/ward/agent",
-			doc: "Folder of what the agent keeps beside the authority; mode 0700."},
+			doc: "Folder of what the agent keeps for a start without its authority: sealed SVIDs. Mode 0700. The default lies beside authority.dir."},
 		{name: "wards", value: object{a.Wards.keys()}, example: "{egress: {systemd.unit: ward-egress.service}}",
 			doc: "Which processes are this host's own proxies, where they run apart from the agent."},
 	}}

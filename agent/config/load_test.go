@@ -405,3 +405,22 @@ func symlink(t *testing.T, target, name string) {
 		t.Fatal(err)
 	}
 }
+
+// What the agent keeps lies beside the authority that it belongs to, wherever that is.
+func TestStateLiesBesideTheAuthority(t *testing.T) {
+	for text, want := range map[string]string{
+		"trust_domain: clinic.example\n":                                                             "/var/lib/ward/agent",
+		"trust_domain: clinic.example\nauthority: {dir: /srv/a/authority}\n":                         "/srv/a/agent",
+		"trust_domain: clinic.example\nauthority: {dir: /srv/a/authority}\nagent: {state: /srv/b}\n": "/srv/b",
+	} {
+		file := filepath.Join(t.TempDir(), "ward.yaml")
+		write(t, file, text)
+		c, err := config.Load(file, config.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Agent.State != want {
+			t.Errorf("%s\ngives %s, want %s", text, c.Agent.State, want)
+		}
+	}
+}

@@ -27,6 +27,14 @@ func (d *decoder) wards(c *Config) {
 	}
 }
 
+// state puts what the agent keeps beside the authority, where config has moved the one and is silent on the other: two
+// Wards of one host share neither.
+func (d *decoder) state(c *Config) {
+	if !d.set("agent.state") && d.set("authority.dir") && d.ok("authority.dir") {
+		c.Agent.State = filepath.Join(filepath.Dir(c.Authority.Dir), "agent")
+	}
+}
+
 func (d *decoder) mesh(c *Config) {
 	for i, n := range c.Mesh.Intercept {
 		at := fmt.Sprintf("mesh.intercept[%d].select", i)

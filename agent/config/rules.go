@@ -17,6 +17,7 @@ func (d *decoder) rules(c *Config) {
 	d.bindings(c, names)
 	d.denied(c)
 	d.wards(c)
+	d.state(c)
 	d.mesh(c)
 	d.trail(c)
 	d.listeners(c)
