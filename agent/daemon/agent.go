@@ -6,7 +6,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/wardmesh/ward/agent/authority"
 	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/workload"
@@ -15,20 +14,13 @@ import (
 
 // The agent's side: who is this process, and what is it entitled to?
 
-func (d *Daemon) buildAuthority(ctx context.Context) (err error) {
-	a := d.config().Authority
-	d.authority, err = authority.Open(ctx, authority.Options{Dir: a.Dir, TrustDomain: d.config().TrustDomain,
-		CATTL: a.CATTL, X509TTL: a.X509TTL, Logger: d.log.Named("authority")})
-	return err
-}
-
 func (d *Daemon) buildIdentities(context.Context) (err error) {
 	attestors, err := hostAttestors(d.units, asksForHash(d.config()))
 	if err != nil {
 		return err
 	}
-	o := workload.Options{Registry: d.entries, Attestors: append(attestors, d.o.Attestors...), Issuer: issuer{d.authority},
-		Bundles: issuer{d.authority}, Denials: d.directory, Observer: newWitness(d.registry, d.log.Named("identity"), d.event), Log: d.log.Named("identity")}
+	o := workload.Options{Registry: d.entries, Attestors: append(attestors, d.o.Attestors...), Issuer: d.authority,
+		Bundles: d.authority, Denials: d.directory, Kept: d.kept, Observer: newWitness(d.registry, d.log.Named("identity"), d.event), Log: d.log.Named("identity")}
 	if d.identities, err = workload.NewService(o); err != nil {
 		return err
 	}
@@ -45,12 +37,6 @@ func (d *Daemon) buildIdentities(context.Context) (err error) {
 		return nil
 	}
 	return d.buildBroker(attestors)
-}
-
-// openAuthority lets the CA be replaced in time.
-func (d *Daemon) openAuthority(_, ctx context.Context, g *errgroup.Group) (func(context.Context), error) {
-	g.Go(func() error { return d.authority.Run(ctx) })
-	return nil, nil
 }
 
 // asksForHash reports whether an entry names an executable's hash.

@@ -71,7 +71,7 @@ func (d *Daemon) openIngress(start, work context.Context, g *errgroup.Group) (fu
 	in := d.ingress
 	in.work, in.group = work, g
 	g.Go(func() error { return d.own.run(work) })
-	opened, err := in.prepare(start, d.config(), in.rules.Load())
+	opened, err := in.prepare(start, d.config(), in.rules.Load(), true)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +100,7 @@ type opening struct {
 }
 
 // prepare opens whatever services of cfg are not served yet: all of them, or none and an error.
-func (in *ingress) prepare(ctx context.Context, cfg *config.Config, r *rules) (opened []opening, err error) {
+func (in *ingress) prepare(ctx context.Context, cfg *config.Config, r *rules, wait bool) (opened []opening, err error) {
 	defer func() {
 		if err != nil {
 			abandon(opened)
@@ -111,7 +111,7 @@ func (in *ingress) prepare(ctx context.Context, cfg *config.Config, r *rules) (o
 		if s.Listen == "" || in.serving[placeOf(s)] != nil {
 			continue
 		}
-		self, err := in.d.own.hold(ctx, s)
+		self, err := in.d.own.hold(ctx, s, wait)
 		if err != nil {
 			return opened, fmt.Errorf("service %s: no SVID for %s: %w", s.Name, s.ID, err)
 		}

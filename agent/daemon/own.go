@@ -30,8 +30,9 @@ type self interface {
 
 // identities is where this process gets the identities of its own from.
 type identities interface {
-	// hold waits until there is an SVID for the ward of s.
-	hold(ctx context.Context, s *proxy.Service) (self, error)
+	// hold gives the identity of the ward of s. With wait it waits until there is an SVID; without, handshakes fail until
+	// one comes.
+	hold(ctx context.Context, s *proxy.Service, wait bool) (self, error)
 	// run follows changes until ctx ends.
 	run(ctx context.Context) error
 }
@@ -47,7 +48,7 @@ func (d *Daemon) newOwn() identities {
 // inProcess asks the agent that this process is, too.
 type inProcess struct{ selves *workload.Service }
 
-func (p inProcess) hold(ctx context.Context, s *proxy.Service) (self, error) {
+func (p inProcess) hold(ctx context.Context, s *proxy.Service, _ bool) (self, error) {
 	return p.selves.Hold(ctx, itself{s.Name}, workload.X509SVIDs)
 }
 
@@ -125,12 +126,12 @@ func (o *overSocket) get() (*workloadapi.X509Context, <-chan struct{}) {
 // waiting is how often a ward that waits for its identity says so.
 const waiting = 10 * time.Second
 
-func (o *overSocket) hold(ctx context.Context, s *proxy.Service) (self, error) {
+func (o *overSocket) hold(ctx context.Context, s *proxy.Service, wait bool) (self, error) {
 	id := own{overSocket: o, id: s.ID}
 	for {
 		_, changed := o.get()
 		_, err := id.GetX509SVID()
-		if err == nil {
+		if err == nil || !wait {
 			return id, nil
 		}
 		select {

@@ -100,7 +100,7 @@ func (d *Daemon) change(ctx context.Context, was, next *config.Config) (policies
 		}
 		ctx, cancel := context.WithTimeout(ctx, reloadTime)
 		defer cancel()
-		if served, err = d.ingress.prepare(ctx, next, r); err != nil {
+		if served, err = d.ingress.prepare(ctx, next, r, false); err != nil {
 			return false, err
 		}
 		undo = append(undo, func() { abandon(served) })

@@ -19,7 +19,7 @@ import (
 // listen opens address, or takes the socket that was handed in for it.
 func (d *Daemon) listen(ctx context.Context, network, address string) (net.Listener, error) {
 	if l, ok := d.o.Listeners[address]; ok {
-		return l, nil
+		return another(l)
 	}
 	if network == "unix" {
 		if err := guardFolder(address); err != nil {
@@ -30,6 +30,21 @@ func (d *Daemon) listen(ctx context.Context, network, address string) (net.Liste
 	}
 	lc := net.ListenConfig{Control: peer.Control}
 	return lc.Listen(ctx, network, address)
+}
+
+// another opens a handed-over socket once more: whoever closes it, as a service that leaves the config does, must find
+// it again when it comes back.
+func another(l net.Listener) (net.Listener, error) {
+	held, ok := l.(interface{ File() (*os.File, error) })
+	if !ok {
+		return l, nil
+	}
+	f, err := held.File()
+	if err != nil {
+		return nil, err
+	}
+	again, err := net.FileListener(f)
+	return again, errors.Join(err, f.Close())
 }
 
 // guardFolder makes the folder of a socket where it is missing, and refuses one in which others could put a socket of
