@@ -13,6 +13,8 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -28,7 +30,8 @@ const (
 
 // source is where an issuer's key set comes from: remote or file.
 type source interface {
-	fetch(ctx context.Context) ([]byte, error)
+	// fetch gives the key set, and for how long its source calls it fresh: 0 when it does not say.
+	fetch(ctx context.Context) ([]byte, time.Duration, error)
 }
 
 // remote is an issuer's web server. Redirects are not followed, proxies from the environment not used.
@@ -68,26 +71,51 @@ func newClient(plain bool, roots *x509.CertPool, dial func(ctx context.Context, 
 	}
 }
 
-func (r *remote) fetch(ctx context.Context) ([]byte, error) {
+func (r *remote) fetch(ctx context.Context) ([]byte, time.Duration, error) {
 	jwks := r.jwks
 	if r.metadata != "" {
 		var err error
 		if jwks, err = r.discover(ctx); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
-	b, _, err := r.get(ctx, jwks, maxKeySet)
-	return b, err
+	b, h, err := r.get(ctx, jwks, maxKeySet)
+	if err != nil {
+		return nil, 0, err
+	}
+	return b, freshness(h), nil
+}
+
+// freshness is how long an answer is still fresh by its Cache-Control (RFC 9111 §4.2.1) and Age (§4.2.3), 0 when that
+// is not said. It can only make the keys be read sooner, so what is said in any other way is passed over.
+func freshness(h http.Header) time.Duration {
+	for d := range strings.SplitSeq(strings.Join(h.Values("Cache-Control"), ","), ",") {
+		name, value, _ := strings.Cut(strings.TrimSpace(d), "=")
+		if !strings.EqualFold(name, "max-age") { // RFC 9111 §5.2: names are compared without case
+			continue
+		}
+		most, err := strconv.ParseUint(strings.Trim(value, `"`), 10, 31)
+		if err != nil {
+			return 0
+		}
+		age, err := strconv.ParseUint(h.Get("Age"), 10, 31)
+		if err != nil {
+			age = 0
+		}
+		// What is stale already is as fresh as can be had.
+		return max(time.Duration(most)*time.Second-time.Duration(age)*time.Second, 1)
+	}
+	return 0
 }
 
 // discover reads where the keys are from the issuer's metadata.
 func (r *remote) discover(ctx context.Context) (string, error) {
-	b, contentType, err := r.get(ctx, r.metadata, maxMetadata)
+	b, h, err := r.get(ctx, r.metadata, maxMetadata)
 	if err != nil {
 		return "", err
 	}
 	// OpenID Connect Discovery §4.2, RFC 8414 §3.2: application/json
-	if m, _, err := mime.ParseMediaType(contentType); err != nil || m != "application/json" {
+	if m, _, err := mime.ParseMediaType(h.Get("Content-Type")); err != nil || m != "application/json" {
 		return "", fmt.Errorf("%s: the metadata is not application/json", r.metadata)
 	}
 	members, err := object(b)
@@ -125,56 +153,56 @@ func (r *remote) allowed(raw string) error {
 }
 
 // get reads one document of at most limit bytes.
-func (r *remote) get(ctx context.Context, at string, limit int64) ([]byte, string, error) {
+func (r *remote) get(ctx context.Context, at string, limit int64) ([]byte, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
 	req.Header.Set("Accept", "application/json, application/jwk-set+json")
 	req.Header.Set("User-Agent", "ward")
 	resp, err := r.client.Do(req)
 	if err != nil {
-		return nil, "", err // names the URL already
+		return nil, nil, err // names the URL already
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		return nil, "", fmt.Errorf("%s: answered %d; redirects are not followed", at, resp.StatusCode)
+		return nil, nil, fmt.Errorf("%s: answered %d; redirects are not followed", at, resp.StatusCode)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, "", fmt.Errorf("%s: answered %d", at, resp.StatusCode)
+		return nil, nil, fmt.Errorf("%s: answered %d", at, resp.StatusCode)
 	}
 	b, err := readAtMost(resp.Body, limit)
 	if err != nil {
-		return nil, "", fmt.Errorf("%s: %w", at, err)
+		return nil, nil, fmt.Errorf("%s: %w", at, err)
 	}
-	return b, resp.Header.Get("Content-Type"), nil
+	return b, resp.Header, nil
 }
 
 // file is a key set on this host.
 type file string
 
-func (f file) fetch(context.Context) ([]byte, error) {
+func (f file) fetch(context.Context) ([]byte, time.Duration, error) {
 	// Not blocking, so that a FIFO in its place cannot hold us up.
 	h, err := os.OpenFile(string(f), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer h.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(h.Fd()), &st); err != nil {
-		return nil, fmt.Errorf("%s: %w", string(f), err)
+		return nil, 0, fmt.Errorf("%s: %w", string(f), err)
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, fmt.Errorf("%s: not a regular file", string(f))
+		return nil, 0, fmt.Errorf("%s: not a regular file", string(f))
 	case st.Mode&0o022 != 0 || st.Uid != 0 && int(st.Uid) != os.Geteuid():
-		return nil, fmt.Errorf("%s: others can write it; make it root's or your own, chmod go-w", string(f))
+		return nil, 0, fmt.Errorf("%s: others can write it; make it root's or your own, chmod go-w", string(f))
 	}
 	b, err := readAtMost(h, maxKeySet)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", string(f), err)
+		return nil, 0, fmt.Errorf("%s: %w", string(f), err)
 	}
-	return b, nil
+	return b, 0, nil
 }
 
 func readAtMost(r io.Reader, limit int64) ([]byte, error) {

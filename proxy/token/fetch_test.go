@@ -94,7 +94,7 @@ func TestIssuerMisbehaves(t *testing.T) {
 				p.serve(tt.handler)
 			}
 			v := stopped(t, Options{}, Issuer{Issuer: p.URL, Audience: []string{audience}, RootCAs: p.roots()})
-			err := v.issuers[p.URL].keys.load(t.Context())
+			_, err := v.issuers[p.URL].keys.load(t.Context(), 1)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -114,7 +114,7 @@ func TestIssuerSlow(t *testing.T) {
 	v := stopped(t, Options{}, Issuer{Issuer: p.URL, Audience: []string{audience}, RootCAs: p.roots()})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := v.issuers[p.URL].keys.load(ctx); err == nil || ctx.Err() == nil {
+	if _, err := v.issuers[p.URL].keys.load(ctx, 1); err == nil || ctx.Err() == nil {
 		t.Errorf("got %v", err)
 	}
 }
@@ -122,7 +122,7 @@ func TestIssuerSlow(t *testing.T) {
 func TestIssuerWithAnotherCertificate(t *testing.T) {
 	p := newProvider(t, keyOf("es256"))
 	v := stopped(t, Options{}, Issuer{Issuer: p.URL, Audience: []string{audience}}) // the system's roots
-	if err := v.issuers[p.URL].keys.load(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
+	if _, err := v.issuers[p.URL].keys.load(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("got %v", err)
 	}
 }

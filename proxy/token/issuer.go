@@ -60,8 +60,8 @@ type Issuer struct {
 	// below one of them is ours.
 	FHIRBases []string
 
-	Refresh     time.Duration // the keys are read at least this often; 0 is DefaultRefresh
-	CoolDown    time.Duration // after reading them, an unknown key causes no other reading for so long; 0 is DefaultCoolDown
+	Refresh     time.Duration // the keys are read at least this often, more often where the issuer says so; 0 is DefaultRefresh
+	CoolDown    time.Duration // unknown keys cause one reading for each, and three at once at the most; 0 is DefaultCoolDown
 	MaxKeyAge   time.Duration // keys that could not be read again for so long are not used; 0 is DefaultKeyAge
 	MaxLifetime time.Duration // a token issued for longer is refused; 0 is DefaultLifetime
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -18,39 +19,63 @@ import (
 )
 
 const (
-	// demandWait is the longest that a call waits for newer keys, counted from when their reading began. An
-	// issuer that hangs therefore holds up only the calls of its first second.
-	demandWait = time.Second
+	// demandWait is the longest that a call waits for newer keys, and the longest, counted from when it was wanted, that
+	// a reading is waited for. An issuer that hangs therefore holds up only the calls of its first two seconds.
+	demandWait = 2 * time.Second
+	// floor lies at least between the end of a reading and the start of one that is made because a key is unknown.
+	floor = time.Second
+	// demandBurst is how many such readings may follow each other before each has to be earned by a cool-down.
+	demandBurst = 3
 	// Between failed attempts the pause doubles from firstRetry to lastRetry.
 	firstRetry = time.Second
 	lastRetry  = time.Minute
+	// leastFresh is how soon the keys are read again at the earliest, however short the issuer says that they are fresh.
+	leastFresh = time.Minute
 )
 
 // keyring keeps one issuer's keys.
 //
-// One goroutine does all the reading, so an issuer never gets two requests at a time from here. It reads at
-// each interval, after failures, and when a token names an unknown key: but not again before the cool-down
-// has passed. A flood of tokens with invented key ids thus costs the issuer one reading per cool-down, and the
-// callers of known keys nothing; the price is that a new key may go unnoticed for as long as that.
+// One goroutine does all the reading, so an issuer never gets two requests at a time from here. It reads at each
+// interval, a little before the answer's max-age ends, after failures, and when a token names an unknown key: an
+// issuer that has just begun to use a new key has no call refused for it. The call waits for that reading.
 //
-// While the issuer is away the last keys serve on, until they are too old to be believed.
+// Whoever can call can name unknown keys without end, so readings on demand have a budget: a burst, and then one for
+// each cool-down. They are spent only for a token whose claims would be accepted, so that an old token that is tried
+// again and again spends none. A flood costs the issuer one reading per cool-down, and the callers of known keys nothing.
+//
+// That a key is unknown is certain (401) only when a reading that began after the call did has not brought it. Where
+// no such reading could be had, the token may be as good as any, and the answer is that it cannot be checked for
+// the moment (503): an honest caller keeps its token and comes back. To others this tells that an issuer is configured
+// here and that somebody asks for unknown keys, both of which they know: a service's metadata name its issuers.
+//
+// While the issuer is away the last keys serve on, until they are too old to be believed. A key that the issuer no
+// longer publishes ends with the reading that tells so, and every remembered token that it signed with it.
 type keyring struct {
 	issuer *issuer
 	source source
 	clock  func() time.Time
 	log    *zap.Logger
+	gone   func() // told when a key is no longer published
 
 	current atomic.Pointer[keySet] // nil before the first reading
+	begun   atomic.Uint64          // readings so far, with the one under way
 	wake    chan struct{}
 
 	mu      sync.Mutex
-	done    chan struct{} // closed when the reading that is wanted or under way ends; nil when there is none
-	began   time.Time     // when that reading was wanted
-	rested  time.Time     // a demand before this time is not heard
-	lastErr error         // of the last reading
-	notes   string        // what was last said about unusable keys
+	next    *reading  // the reading that is wanted or under way; nil when there is none
+	ended   time.Time // when the last reading ended
+	earned  time.Time // readings on demand are paid for up to here
+	lastErr error     // of the last reading
+	notes   string    // what was last said about unusable keys
 
 	good, bad prometheus.Counter
+}
+
+// reading is one reading of the keys, from when it is wanted.
+type reading struct {
+	wanted time.Time
+	done   chan struct{} // closed when it has ended
+	err    error         // how; valid once done is closed
 }
 
 func newKeyring(is *issuer, src source, o Options) (*keyring, error) {
@@ -59,11 +84,12 @@ func newKeyring(is *issuer, src source, o Options) (*keyring, error) {
 		source: src,
 		clock:  o.Clock,
 		log:    o.Logger.With(zap.String("issuer", is.Issuer.Issuer)),
+		gone:   func() {},
 		wake:   make(chan struct{}, 1),
 	}
 	if _, local := src.(file); local {
 		// A file costs nothing to read, and a wrong one is a mistake to be told of at once.
-		if err := k.load(context.Background()); err != nil {
+		if _, err := k.load(context.Background(), 0); err != nil {
 			return nil, err
 		}
 	}
@@ -79,23 +105,53 @@ func (is *issuer) inherit(before *issuer) {
 	is.keys.current.Store(before.keys.current.Load())
 }
 
-// find returns the key that a token asks for. It waits, at most for demandWait, only when the key is unknown and newer
-// keys are on their way.
-func (k *keyring) find(ctx context.Context, h header) (*key, error) {
-	found, err := k.lookup(h)
-	if err == nil || !newerMayHelp(err) || !k.await(ctx) {
-		return found, settle(err)
+// find returns the key that a token asks for and that signed it, as proves tells. It waits, at most for demandWait, only
+// when the key is unknown, newer keys can be had, and worthwhile says that the token would be accepted otherwise.
+func (k *keyring) find(ctx context.Context, h header, proves func(*key) error, worthwhile func() error) (*key, error) {
+	since := k.begun.Load()
+	var patience context.Context
+	for {
+		set, found, err := k.lookup(h, proves)
+		switch {
+		case err == nil:
+			return found, nil
+		case !newerMayHelp(err):
+			return nil, err
+		case set != nil && set.reading > since:
+			return nil, settle(err) // it was asked for after the call had come
+		}
+		if patience == nil {
+			if werr := worthwhile(); werr != nil {
+				// What the claims say is not told: they are nobody's yet.
+				return nil, proxy.Refuse(proxy.CauseTokenSignature, "%v, and newer keys would not help: %v", err, werr)
+			}
+			var cancel context.CancelFunc
+			patience, cancel = context.WithTimeout(ctx, demandWait)
+			defer cancel()
+		}
+		if werr := k.await(patience); werr != nil {
+			return nil, proxy.Refuse(proxy.CauseIssuerDown, "%v, and %w", err, werr)
+		}
 	}
-	found, err = k.lookup(h)
-	return found, settle(err)
 }
 
-func (k *keyring) lookup(h header) (*key, error) {
+func (k *keyring) lookup(h header, proves func(*key) error) (*keySet, *key, error) {
 	set, err := k.usable()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return set.find(h)
+	found, err := set.find(h)
+	if err != nil {
+		return set, nil, err
+	}
+	if err := proves(found); err != nil {
+		if h.kid == "" && cause(err) == proxy.CauseTokenSignature {
+			// It names no key, so it may have been signed with one that is not known yet.
+			err = errUnknownKey("no key that made its signature, and it names none")
+		}
+		return set, nil, err
+	}
+	return set, found, nil
 }
 
 // usable returns the keys, if there are any that may still be believed.
@@ -131,44 +187,52 @@ func settle(err error) error {
 	return err
 }
 
-// await asks for newer keys and waits for them; false means that there was nothing to wait for.
-func (k *keyring) await(ctx context.Context) bool {
-	done, left := k.demand()
-	if done == nil {
-		return false
+// await asks for newer keys and waits for them; the error says why they were not to be had.
+func (k *keyring) await(ctx context.Context) error {
+	r, left := k.demand()
+	switch {
+	case r == nil:
+		return errors.New("newer ones were asked for too often of late")
+	case left <= 0:
+		return errors.New("the issuer is slow to tell newer ones")
 	}
 	t := time.NewTimer(left)
 	defer t.Stop()
 	select {
-	case <-done:
-		return true
+	case <-r.done:
+		if r.err != nil {
+			return fmt.Errorf("newer ones cannot be read: %w", r.err)
+		}
+		return nil
 	case <-t.C:
 	case <-ctx.Done():
 	}
-	return false
+	return errors.New("newer ones did not come in time")
 }
 
-// demand asks for a reading. It returns nil when none may be had so soon, or when the one under way has been
-// waited for long enough.
-func (k *keyring) demand() (<-chan struct{}, time.Duration) {
+// demand asks for a reading, or joins the one that is wanted already, and says how long that may be waited for. It gives
+// nil when the budget is spent.
+func (k *keyring) demand() (*reading, time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.clock()
-	if k.done == nil {
-		if now.Before(k.rested) {
+	if k.next == nil {
+		// A bucket of demandBurst readings that fills by one each cool-down, told by when it would be full.
+		full := k.earned
+		if full.Before(now) {
+			full = now
+		}
+		if full.Sub(now) > (demandBurst-1)*k.issuer.CoolDown {
 			return nil, 0
 		}
-		k.done, k.began = make(chan struct{}), now
+		k.earned = full.Add(k.issuer.CoolDown)
+		k.next = &reading{wanted: now, done: make(chan struct{})}
 		select {
 		case k.wake <- struct{}{}:
 		default: // it is awake already
 		}
 	}
-	left := demandWait - now.Sub(k.began)
-	if left <= 0 {
-		return nil, 0
-	}
-	return k.done, left
+	return k.next, demandWait - now.Sub(k.next.wanted)
 }
 
 // run reads the keys whenever they are due or wanted, until ctx ends.
@@ -182,10 +246,13 @@ func (k *keyring) run(ctx context.Context) {
 			return
 		case <-timer.C:
 		case <-k.wake:
+			if !k.rest(ctx) {
+				return
+			}
 		}
-		k.begin()
+		n := k.begin()
 		loading, cancel := context.WithTimeout(ctx, fetchTimeout)
-		err := k.load(loading)
+		fresh, err := k.load(loading, n)
 		cancel()
 		k.end(err)
 		if ctx.Err() != nil {
@@ -194,8 +261,7 @@ func (k *keyring) run(ctx context.Context) {
 		if err == nil {
 			failures = 0
 			k.good.Inc()
-			// A little early rather than late: Refresh is a promise.
-			timer.Reset(k.issuer.Refresh - rand.N(k.issuer.Refresh/10+1))
+			timer.Reset(k.until(fresh))
 			continue
 		}
 		k.bad.Inc()
@@ -206,38 +272,69 @@ func (k *keyring) run(ctx context.Context) {
 	}
 }
 
-// begin marks a reading as under way, so that demands join it.
-func (k *keyring) begin() {
+// until is how long the keys may go unread that the issuer calls fresh for so long (0: it does not say).
+func (k *keyring) until(fresh time.Duration) time.Duration {
+	pause := k.issuer.Refresh
+	if fresh > 0 {
+		pause = min(pause, max(fresh, leastFresh))
+	}
+	// A little early rather than late: both are promises.
+	return pause - rand.N(pause/10+1)
+}
+
+// rest lets the floor pass; false means that ctx has ended.
+func (k *keyring) rest(ctx context.Context) bool {
+	k.mu.Lock()
+	pause := min(k.ended.Add(floor).Sub(k.clock()), floor)
+	k.mu.Unlock()
+	if pause <= 0 {
+		return true
+	}
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// begin marks a reading as under way, so that demands join it, and numbers it.
+func (k *keyring) begin() uint64 {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.done == nil {
-		k.done, k.began = make(chan struct{}), k.clock()
+	if k.next == nil {
+		k.next = &reading{wanted: k.clock(), done: make(chan struct{})}
 	}
 	select {
 	case <-k.wake: // this reading is the one that was wanted
 	default:
 	}
+	return k.begun.Add(1)
 }
 
 func (k *keyring) end(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	close(k.done)
-	k.done, k.lastErr, k.rested = nil, err, k.clock().Add(k.issuer.CoolDown)
+	k.next.err = err
+	close(k.next.done)
+	k.next, k.lastErr, k.ended = nil, err, k.clock()
 }
 
-// load reads the keys once.
-func (k *keyring) load(ctx context.Context) error {
+// load reads the keys once, as reading n, and says for how long the issuer calls them fresh.
+func (k *keyring) load(ctx context.Context, n uint64) (fresh time.Duration, err error) {
 	began := k.clock() // the keys are at least as old as the question
-	b, err := k.source.fetch(ctx)
+	b, fresh, err := k.source.fetch(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	set, notes, err := parseKeySet(b, k.issuer.algorithms)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	set.read = began.Round(0) // by the wall clock, so that a host's sleep counts towards the keys' age
+	set.reading = n
 	before := k.current.Swap(set)
 	k.mu.Lock()
 	said := k.notes
@@ -252,7 +349,10 @@ func (k *keyring) load(ctx context.Context) error {
 	case before == nil || !sameKeys(before, set):
 		k.log.Info("the issuer's keys have been read", zap.Int("keys", len(set.keys)))
 	}
-	return nil
+	if before != nil && slices.ContainsFunc(before.keys, func(old key) bool { return !set.holds(old.id) }) {
+		k.gone()
+	}
+	return fresh, nil
 }
 
 func sameKeys(a, b *keySet) bool {

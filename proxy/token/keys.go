@@ -41,8 +41,9 @@ type key struct {
 
 // keySet is an issuer's keys as they were at one moment. It is never changed.
 type keySet struct {
-	keys []key
-	read time.Time
+	keys    []key
+	read    time.Time
+	reading uint64 // which reading of the keyring's it came by; 0 is the one before any was wanted
 }
 
 // find returns the one key that fits.

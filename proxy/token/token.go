@@ -143,7 +143,20 @@ func New(o Options) (*Verifier, error) {
 		v.metrics.close()
 		return nil, fmt.Errorf("token: %w", err)
 	}
+	for _, is := range v.issuers {
+		is.keys.gone = func() { v.forget(is) }
+	}
 	return v, nil
+}
+
+// forget drops the remembered tokens that were signed with keys which the issuer no longer publishes. Each use checks
+// that too; this is so that what can never be used again is not kept.
+func (v *Verifier) forget(is *issuer) {
+	for sum, e := range v.cache.All() {
+		if e.issuer == is && !is.keys.holds(e.key) {
+			v.cache.Invalidate(sum)
+		}
+	}
 }
 
 // Run keeps the issuers' keys fresh until ctx or the Verifier ends. An issuer that cannot be reached is asked

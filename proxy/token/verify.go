@@ -36,7 +36,7 @@ func (v *Verifier) Authenticate(ctx context.Context, authorization []string) (*p
 }
 
 // Verify returns the claims of raw, or a *proxy.Refusal. The Token is shared between callers and must not be
-// changed. When the key is unknown, Verify may wait up to a second for the issuer's newest keys.
+// changed. When the key is unknown, Verify may wait up to two seconds for the issuer's newest keys.
 func (v *Verifier) Verify(ctx context.Context, raw string) (*proxy.Token, error) {
 	if len(raw) > MaxSize {
 		err := proxy.Refuse(proxy.CauseTokenMalformed, "longer than %d bytes", MaxSize)
@@ -99,11 +99,10 @@ func (v *Verifier) verify(ctx context.Context, raw string) (*verified, error) {
 	if err := is.checkHeader(head); err != nil {
 		return refuse(err)
 	}
-	k, err := is.keys.find(ctx, head)
+	k, err := is.keys.find(ctx, head,
+		func(k *key) error { return checkSignature(raw, parts.payload, head, k) },
+		func() error { _, err := is.accept(head, c, v.clock()); return err })
 	if err != nil {
-		return refuse(err)
-	}
-	if err := checkSignature(raw, parts.payload, head, k); err != nil {
 		return refuse(err)
 	}
 	e, err := is.accept(head, c, v.clock())
