@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // answer is what an application got.
@@ -156,19 +157,20 @@ func (a answer) allowed(status int) error {
 
 // record is the little that the checks read of the audit trail.
 type record struct {
-	Schema       string   `json:"schema"`
-	Stage        string   `json:"stage"`
-	Decision     string   `json:"decision"`
-	Caller       string   `json:"caller"`
-	User         string   `json:"user"`
-	Client       string   `json:"client"`
-	Effect       string   `json:"effect"`
-	Cause        string   `json:"cause"`
-	Detail       string   `json:"detail"`
-	Policies     []string `json:"policies"`
-	Patients     []string `json:"patients"`
-	Status       int      `json:"status"`
-	Complete     bool     `json:"complete"`
+	Schema       string    `json:"schema"`
+	Stage        string    `json:"stage"`
+	Time         time.Time `json:"time"`
+	Decision     string    `json:"decision"`
+	Caller       string    `json:"caller"`
+	User         string    `json:"user"`
+	Client       string    `json:"client"`
+	Effect       string    `json:"effect"`
+	Cause        string    `json:"cause"`
+	Detail       string    `json:"detail"`
+	Policies     []string  `json:"policies"`
+	Patients     []string  `json:"patients"`
+	Status       int       `json:"status"`
+	Complete     bool      `json:"complete"`
 	Interactions []struct {
 		Kind string `json:"kind"`
 		Type string `json:"type"`

@@ -17,6 +17,7 @@
 //	go run ./examples/interop            # the checks
 //	go run ./examples/interop -crash 20  # 20 SIGKILLs of ward under load
 //	go run ./examples/interop -bypass    # tricks that a lenient FHIR server falls for
+//	go run ./examples/interop -live      # roles apart, under load and attack, while everything changes
 package main
 
 import (
@@ -40,6 +41,8 @@ type options struct {
 	keep    bool
 	crash   int
 	bypass  bool
+	live    bool
+	calls   int
 	cache   string
 	ward    string
 	inside  string
@@ -50,6 +53,9 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == "act" { // one of -live's applications
+		return act(os.Stdin, stdout)
+	}
 	var o options
 	flags := flag.NewFlagSet("interop", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -57,13 +63,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.BoolVar(&o.keep, "keep", false, "keep the folder with config, logs and the audit trail")
 	flags.IntVar(&o.crash, "crash", 0, "kill ward under load this `many` times, instead of the checks")
 	flags.BoolVar(&o.bypass, "bypass", false, "try the tricks of FHIR's bypass table against a lenient FHIR server, instead of the checks")
+	flags.BoolVar(&o.live, "live", false, "run the roles apart under load while everything changes, and attack them, instead of the checks")
+	flags.IntVar(&o.calls, "calls", 10000, "with -live: so `many` calls while everything changes")
 	flags.StringVar(&o.cache, "cache", "", "`folder` for what npm and pip install (default $XDG_CACHE_HOME/ward-interop)")
 	flags.StringVar(&o.ward, "ward", "", "a ward `binary` to check, instead of one built from this repository")
 	flags.StringVar(&o.inside, "inside", "", "used by the program itself, once it is in its namespaces")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
-	if flags.NArg() > 0 || o.crash < 0 {
+	if flags.NArg() > 0 || o.crash < 0 || o.calls < 1 {
 		flags.Usage()
 		return 2
 	}
@@ -113,7 +121,7 @@ func outside(ctx context.Context, o options, stdout, stderr io.Writer) (lacking 
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"-inside", dir, "-crash", fmt.Sprint(o.crash), fmt.Sprintf("-bypass=%v", o.bypass)}
+	args := []string{"-inside", dir, "-crash", fmt.Sprint(o.crash), fmt.Sprintf("-bypass=%v", o.bypass), fmt.Sprintf("-live=%v", o.live), "-calls", fmt.Sprint(o.calls)}
 	if o.verbose {
 		args = append(args, "-v")
 	}
@@ -151,7 +159,11 @@ func inside(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	r := &report{out: stdout, verbose: o.verbose}
 	w := &world{parts: p, report: r}
 	defer w.close()
-	if err := w.start(ctx); err != nil {
+	start := w.start
+	if o.live {
+		start = w.startClinic
+	}
+	if err := start(ctx); err != nil {
 		fmt.Fprintln(stderr, "interop:", err)
 		w.showLogs(stderr)
 		return 1
@@ -160,6 +172,8 @@ func inside(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	switch {
 	case o.bypass:
 		w.bypass(ctx)
+	case o.live:
+		w.runLive(ctx, o.calls, stderr)
 	case o.crash > 0:
 		w.crash(ctx, o.crash)
 	default:

@@ -39,6 +39,7 @@ func (w *world) background(name string, b program) (*process, error) {
 	}
 	p := &process{name: name, cmd: exec.Command(b.argv[0], b.argv[1:]...), lines: make(chan string, 1024), exited: make(chan struct{})} //nolint:gosec // our own
 	p.cmd.SysProcAttr, p.cmd.Env, p.cmd.Dir, p.cmd.Stdin = as(b.uid), environment(b.env...), "/", b.stdin
+	p.cmd.SysProcAttr.AmbientCaps, p.cmd.ExtraFiles = b.caps, b.files
 	r, out, err := os.Pipe()
 	if err != nil {
 		_ = log.Close()
@@ -120,6 +121,8 @@ type program struct {
 	argv  []string
 	stdin io.Reader
 	env   []string
+	caps  []uintptr  // capabilities that it keeps though it is not root
+	files []*os.File // from descriptor 3 on
 }
 
 // run runs a program to its end. Only a program that could not be run, or did not end, is an error.

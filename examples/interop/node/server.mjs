@@ -6,7 +6,7 @@
 // reach, and trusts whoever does. What it was sent goes, a JSON line per request, to the log: that is how the checks
 // see what reached it.
 //
-// usage: node server.mjs SOCKET BASE LOG
+// usage: node server.mjs SOCKET BASE LOG, or a port of 127.0.0.1 instead of the socket
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { createWriteStream, readFileSync, readdirSync } from 'node:fs';
@@ -117,4 +117,4 @@ const server = createServer(async (req, res) => {
   seen.write(`${JSON.stringify(line)}\n`);
 });
 
-server.listen(socket, () => console.log(`ready ${loaded}`));
+server.listen(/^\d+$/.test(socket) ? { host: '127.0.0.1', port: Number(socket) } : socket, () => console.log(`ready ${loaded}`));

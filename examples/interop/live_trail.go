@@ -1,0 +1,66 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// recorded says what the trail knows of the calls of one phase, in which a role was killed: every call that was answered
+// is in it, and of those that were under way, the ones that may have happened are intents without an outcome.
+func (l *live) recorded(ctx context.Context, role string, killed time.Time, t tally) (string, error) {
+	trail, err := l.trail(ctx)
+	if err != nil {
+		return "", err
+	}
+	answered, unanswered := 0, 0
+	for _, s := range t.calls {
+		switch {
+		case s.Decision == "":
+			unanswered++
+		case len(trail[s.Decision]) == 0:
+			return "", fmt.Errorf("the trail has no record of %s, which a caller was answered (%d)", s.Decision, s.Status)
+		default:
+			answered++
+		}
+	}
+	open := 0
+	for _, records := range trail {
+		intent, outcome := false, false
+		for _, r := range records {
+			if r.Time.Before(killed.Add(-5 * time.Second)) {
+				continue
+			}
+			intent, outcome = intent || r.Stage == "intent", outcome || r.Stage == "outcome"
+		}
+		if intent && !outcome {
+			open++
+		}
+	}
+	if role != "ingress" && open > 0 {
+		return "", fmt.Errorf("%d intents of ingress, which was not killed, have no outcome", open)
+	}
+	return fmt.Sprintf("of those under way %d got no answer and %d were answered that they had failed; %d intents without an outcome; all %d answers are in the trail",
+		unanswered, len(t.failed)-unanswered, open, answered), nil
+}
+
+// checkWhole verifies every role's trail at the end.
+func (l *live) checkWhole(ctx context.Context) {
+	l.report.check("the trails are whole", func() (string, error) {
+		said, err := l.ward(ctx, "audit", "verify")
+		if err != nil {
+			return "", err
+		}
+		var whole []string
+		for line := range strings.Lines(said) {
+			if i := strings.Index(line, "whole: "); i >= 0 {
+				whole = append(whole, strings.TrimSpace(line))
+			}
+		}
+		if len(whole) == 0 {
+			return "", fmt.Errorf("no trail is: %s", said)
+		}
+		return strings.Join(whole, "; "), nil
+	})
+}
