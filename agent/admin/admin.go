@@ -1,9 +1,11 @@
 // Package admin is the operator's door to a running Ward: a Unix socket on which status, entries, metrics and
-// profiles can be read. It changes nothing, and it knows nothing but what the daemon hands it.
+// profiles can be read, and on which a CA can be replaced ([Certifier]). It changes nothing else, and it knows nothing but
+// what the daemon hands it.
 //
 // Who may open it is decided by the socket's mode: root and the daemon's own user, and the group ward-admin where
 // the host has one. No daemon is in that group, so a captured proxy cannot read the agent's state here. The answers
-// hold identifiers and times; never keys, tokens or patients' data.
+// hold identifiers and times; never keys, tokens or patients' data. A change is a POST, and goes into the trail together
+// with the uid of the process that asked for it, which the kernel tells.
 //
 // HTTP over the socket, so that curl is a client: `curl --unix-socket /run/ward/agent/admin.sock http://ward/status`.
 // Every JSON answer names its schema, and fields are only ever added.
@@ -45,8 +47,10 @@ type Options struct {
 	// Listener is the socket when it is open already, as the service manager has made it; nil: Listen opens it.
 	Listener net.Listener
 	Source   Source
-	Metrics  prometheus.Gatherer
-	Log      *zap.Logger
+	// Certifier is whose CAs can be replaced here; NoCertifier where there is none.
+	Certifier Certifier
+	Metrics   prometheus.Gatherer
+	Log       *zap.Logger
 }
 
 // Server is a listening admin socket.
@@ -78,7 +82,7 @@ func Listen(o Options) (*Server, error) {
 }
 
 func serverOn(l net.Listener, o Options) *Server {
-	return &Server{o.Socket, l, &http.Server{Handler: Handler(o), ReadHeaderTimeout: 5 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}}
+	return &Server{o.Socket, l, &http.Server{Handler: Handler(o), ReadHeaderTimeout: 5 * time.Second, ErrorLog: log.New(io.Discard, "", 0), ConnContext: withUID}}
 }
 
 // Serve answers until ctx ends.
@@ -97,6 +101,8 @@ func Handler(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) { answer(w, o.Source.Status(r.Context())) })
 	mux.HandleFunc("GET /entries", func(w http.ResponseWriter, r *http.Request) { answer(w, o.Source.Entries(r.Context())) })
+	mux.HandleFunc("GET /ca", o.showCAs)
+	mux.HandleFunc("POST /ca", o.orderCA)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		if st := o.Source.Status(r.Context()); !st.Healthy() {
 			w.WriteHeader(http.StatusServiceUnavailable)

@@ -26,7 +26,7 @@ func (s source) Entries(context.Context) admin.Entries {
 
 func TestSocketAnswersAndIsPrivate(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "d", "admin.sock")
-	o := admin.Options{Socket: socket, Source: source{}, Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}
+	o := admin.Options{Socket: socket, Source: source{}, Certifier: admin.NoCertifier{}, Metrics: prometheus.NewRegistry(), Log: zap.NewNop()}
 	s, err := admin.Listen(o)
 	if err != nil {
 		t.Fatal(err)

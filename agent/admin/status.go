@@ -2,11 +2,7 @@ package admin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -57,13 +53,6 @@ type Authority struct {
 	Issuance string    `json:"issuance"`
 	CAEnds   time.Time `json:"ca_ends,omitzero"`
 	CAs      []CA      `json:"cas,omitempty"`
-}
-
-// CA is one of the authority's CAs.
-type CA struct {
-	Generation int       `json:"generation"`
-	State      string    `json:"state"` // prepared, active or old
-	Ends       time.Time `json:"ends"`
 }
 
 // Calls counts calls since the start.
@@ -129,23 +118,7 @@ var ErrUnreachable = errors.New("no daemon answers")
 
 // Get reads one of the socket's documents into v. Its errors say which socket, as whom it was tried, and what to do.
 func Get(ctx context.Context, socket, path string, v any) error {
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		}}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://ward"+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("%w on %s (you are uid %d): %s", ErrUnreachable, socket, os.Getuid(), advice(err))
-	}
-	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", socket, resp.Status)
-	}
-	return json.NewDecoder(io.LimitReader(resp.Body, 64<<20)).Decode(v)
+	return exchange(ctx, socket, http.MethodGet, path, nil, v)
 }
 
 func advice(err error) string {

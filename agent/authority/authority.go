@@ -185,8 +185,8 @@ func Open(ctx context.Context, o Options) (_ *Authority, err error) {
 	}
 	defer func() { err = kind(err) }()
 	if o.Existing {
-		if _, err := os.Lstat(filepath.Join(o.Dir, journalFile)); err != nil {
-			return nil, fmt.Errorf("authority: there was one, and now: %w; mount its disk, or %s", err, restore)
+		if err := Present(o.Dir); err != nil {
+			return nil, err
 		}
 	}
 	lock, err := openDir(o.Dir)
@@ -240,6 +240,14 @@ func Open(ctx context.Context, o Options) (_ *Authority, err error) {
 	a.clear()
 	a.serial = newLedger(store, o.Clock, o.Logger)
 	return a, nil
+}
+
+// Present says whether there is an authority in a folder, without touching it; its absence is ErrUnreadable.
+func Present(dir string) error {
+	if _, err := os.Lstat(filepath.Join(dir, journalFile)); err != nil {
+		return fmt.Errorf("authority: there was one, and now: %w: %w; mount its disk, or %s", ErrUnreadable, err, restore)
+	}
+	return nil
 }
 
 func (o Options) complete() (Options, error) {

@@ -35,7 +35,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
 
-	"github.com/wardmesh/ward/agent/authority"
 	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/agent/sandbox"
 	"github.com/wardmesh/ward/attest"
@@ -94,7 +93,8 @@ type Daemon struct {
 	units     *systemd.Attestor
 
 	// the agent
-	authority  *authority.Authority
+	kept       workload.Kept
+	authority  *embedded
 	identities *workload.Service
 	selves     *workload.Service
 	workloads  *api.Server

@@ -2,30 +2,12 @@ package daemon
 
 import (
 	"context"
-	"crypto/x509"
 	"os"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-
-	"github.com/wardmesh/ward/agent/authority"
 	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/workload"
 )
-
-// issuer hands the embedded authority to the workload tree, which knows only its own interfaces.
-type issuer struct{ *authority.Authority }
-
-// IssueX509 implements workload.Issuer.
-func (i issuer) IssueX509(ctx context.Context, r workload.X509Request) ([]*x509.Certificate, error) {
-	return i.Authority.IssueX509(ctx, authority.X509Request(r))
-}
-
-// X509Bundle implements workload.Bundles.
-func (i issuer) X509Bundle() (*x509bundle.Bundle, <-chan struct{}) {
-	changed := i.BundleChanged() // first: a change in between is noticed at the next look
-	return i.Authority.X509Bundle(), changed
-}
 
 // itself is this process, as the workload tree sees the ward's own identities: it is alive as long as it can ask.
 type itself struct{ service string }

@@ -296,7 +296,7 @@ func (m *meshRole) openAdmin(ctx context.Context, g *errgroup.Group) error {
 			return err
 		}
 	}
-	s, err := admin.Listen(admin.Options{Socket: socket, Listener: held, Source: m, Metrics: m.registry, Log: m.log.Named("admin")})
+	s, err := admin.Listen(admin.Options{Socket: socket, Listener: held, Source: m, Certifier: admin.NoCertifier{}, Metrics: m.registry, Log: m.log.Named("admin")})
 	if err != nil {
 		return err
 	}

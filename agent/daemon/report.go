@@ -203,18 +203,6 @@ func (d *Daemon) held() []workload.Status {
 	return out
 }
 
-func (d *Daemon) tellAuthority(s *admin.Status) {
-	for _, ca := range d.authority.X509Bundle().X509Authorities() {
-		if s.Authority.CAEnds.IsZero() || ca.NotAfter.After(s.Authority.CAEnds) {
-			s.Authority.CAEnds = ca.NotAfter
-		}
-	}
-	s.Expires = append(s.Expires, admin.Expiring{What: "the CA certificate", Ends: s.Authority.CAEnds})
-	if left := time.Until(s.Authority.CAEnds); left < min(expiresSoon, d.config().Authority.CATTL/6) {
-		s.Problems = append(s.Problems, fmt.Sprintf("the CA certificate ends in %s", left.Round(time.Minute)))
-	}
-}
-
 func (d *Daemon) tellIssuers(s *admin.Status) {
 	tokens := d.ingress.rules.Load().tokens
 	if tokens == nil {

@@ -123,7 +123,7 @@ func (d *Daemon) openAdmin(_, ctx context.Context, g *errgroup.Group) (func(cont
 			return nil, err
 		}
 	}
-	s, err := admin.Listen(admin.Options{Socket: socket, Listener: l, Source: d, Metrics: d.registry, Log: d.log.Named("admin")})
+	s, err := admin.Listen(admin.Options{Socket: socket, Listener: l, Source: d, Certifier: d.cas(), Metrics: d.registry, Log: d.log.Named("admin")})
 	if err != nil {
 		return nil, err
 	}
