@@ -46,7 +46,8 @@ func (f watch) run(ctx context.Context) error {
 		defer func() { _ = w.Close() }()
 		f.lookAt(w)
 	}
-	var quiet, patience <-chan time.Time
+	// What changed between the reading of the config and this moment was not seen: look once.
+	quiet, patience := time.After(settle), time.After(making)
 	for {
 		told := false // somebody has asked for it, and is told at once
 		select {
