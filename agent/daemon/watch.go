@@ -72,6 +72,7 @@ func (f watch) run(ctx context.Context) error {
 			told = true
 		}
 		quiet = nil
+		f.lookAt(w) // first: a folder may have come, and what is put into it from here on is seen
 		next, err := f.load()
 		switch {
 		case err == nil:
