@@ -59,7 +59,7 @@ type Options struct {
 	// beside them. The demonstration enrols the workloads that it launches so, and no config file can.
 	Attestors []attest.Attestor
 	Entries   []*workload.Entry
-	// Listeners are sockets that are open already, by their address as config spells it.
+	// Listeners are sockets that are open already, by their address as config spells it. The Daemon closes them.
 	Listeners map[string]net.Listener
 	// Confine gives up, for good, what the role does not need of the host's files and ports.
 	Confine bool
@@ -107,7 +107,7 @@ type Daemon struct {
 
 	sandbox   sandbox.Report
 	reloading sync.Mutex
-	stopping  bool                   // guarded by reloading
+	running   bool                   // the sockets are open, and not closing; guarded by reloading
 	refused   atomic.Pointer[string] // why the config on disk is not the one that is used; nil when it is
 }
 
@@ -255,6 +255,9 @@ func (t tap) Append(r *proxy.Record) (proxy.Receipt, error) {
 
 // close ends what New opened, the trail and the authority last.
 func (d *Daemon) close() {
+	for _, l := range d.o.Listeners {
+		_ = l.Close()
+	}
 	if d.ingress != nil {
 		d.ingress.close()
 	}

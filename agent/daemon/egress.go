@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -23,9 +22,15 @@ type egress struct {
 	pool    *proxy.Pool
 	callers borrower
 	shared  *wire.Server
-	sockets map[string]*wire.Server // by service
+	sockets map[string]*socket // by service
 	work    context.Context
 	group   *errgroup.Group
+}
+
+// socket is where one service is called.
+type socket struct {
+	server   *wire.Server
+	listener *announced
 }
 
 // borrower says who calls, and lends that caller's identity. It opens the sockets on which it can tell.
@@ -36,7 +41,7 @@ type borrower interface {
 }
 
 func (d *Daemon) buildEgress(context.Context) (err error) {
-	e := &egress{d: d, sockets: map[string]*wire.Server{}}
+	e := &egress{d: d, sockets: map[string]*socket{}}
 	d.egress = e
 	if e.callers, err = d.newCallers(); err != nil {
 		return err
@@ -67,6 +72,7 @@ func (d *Daemon) openEgress(_, work context.Context, g *errgroup.Group) (func(co
 	}
 	opened, err := e.prepare(d.config())
 	if err != nil {
+		stopAll([]func(context.Context){e.drain})
 		return nil, err
 	}
 	e.apply(d.config(), opened)
@@ -74,7 +80,10 @@ func (d *Daemon) openEgress(_, work context.Context, g *errgroup.Group) (func(co
 }
 
 func (e *egress) drain(ctx context.Context) {
-	servers := slices.Collect(maps.Values(e.sockets))
+	var servers []*wire.Server
+	for _, s := range e.sockets {
+		servers = append(servers, s.server)
+	}
 	if e.shared != nil {
 		servers = append(servers, e.shared)
 	}
@@ -94,14 +103,14 @@ func (e *egress) prepare(cfg *config.Config) (map[*proxy.Service]net.Listener, e
 	if cfg.Mesh.Sockets == "" {
 		return opened, nil
 	}
-	for _, s := range services(cfg) {
+	for i, s := range services(cfg) {
 		if e.sockets[s.Name] != nil {
 			continue
 		}
 		l, err := e.callers.listen(e.work, "unix", filepath.Join(cfg.Mesh.Sockets, s.Name+".sock"))
 		if err != nil {
 			discard(opened)
-			return nil, fmt.Errorf("egress: %w", err)
+			return nil, fmt.Errorf("%s: egress: service %s: %w", cfg.At(fmt.Sprintf("services[%d]", i)), s.Name, err)
 		}
 		opened[s] = l
 	}
@@ -117,9 +126,10 @@ func discard(opened map[*proxy.Service]net.Listener) {
 // apply serves the opened sockets, and lets those of services that are gone end.
 func (e *egress) apply(cfg *config.Config, opened map[*proxy.Service]net.Listener) {
 	for s, l := range opened {
-		e.sockets[s.Name] = e.serve(l, s)
+		a := announce(l)
+		e.sockets[s.Name] = &socket{e.serve(a, s), a}
 	}
-	for name, server := range e.sockets {
+	for name, on := range e.sockets {
 		if slices.ContainsFunc(cfg.Services, func(s config.Service) bool { return s.Name == name }) {
 			continue
 		}
@@ -127,8 +137,9 @@ func (e *egress) apply(cfg *config.Config, opened map[*proxy.Service]net.Listene
 		e.group.Go(func() error {
 			ctx, cancel := context.WithTimeout(e.work, drainTime)
 			defer cancel()
-			_ = server.Shutdown(ctx)
+			_ = on.server.Shutdown(ctx)
 			return nil
 		})
+		defer func() { <-on.listener.closed }() // the next change may open the socket again
 	}
 }

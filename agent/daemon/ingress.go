@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/wardmesh/ward/agent/config"
@@ -35,10 +36,12 @@ func placeOf(s *proxy.Service) place { return place{s.Name, s.ID.String(), s.Lis
 type serving struct {
 	live     *proxy.LiveIngress
 	server   *wire.Server
-	listener net.Listener
+	listener *announced
+	id       spiffeid.ID
 	self     self
 	upstream config.Upstream
 	client   *wire.Client
+	gone     chan struct{} // closed once the last call of a service that has left the config has ended
 }
 
 func (d *Daemon) buildIngress(context.Context) error {
@@ -89,6 +92,7 @@ func (in *ingress) drain(ctx context.Context) {
 	}
 	shutdown(ctx, servers)
 	for _, s := range in.serving {
+		s.client.CloseIdle()
 		_ = s.self.Close()
 	}
 }
@@ -113,19 +117,30 @@ func (in *ingress) prepare(ctx context.Context, cfg *config.Config, r *rules, wa
 		}
 		self, err := in.d.own.hold(ctx, s, wait)
 		if err != nil {
-			return opened, fmt.Errorf("service %s: no SVID for %s: %w", s.Name, s.ID, err)
+			return opened, fmt.Errorf("%s: service %s: no SVID for %s: %w", cfg.At(fmt.Sprintf("services[%d]", i)), s.Name, s.ID, err)
 		}
-		l, err := in.d.listen(ctx, "tcp", s.Listen)
+		l, err := in.listen(ctx, s.Listen)
 		if err != nil {
 			_ = self.Close()
-			return opened, fmt.Errorf("service %s: %w", s.Name, err)
+			return opened, fmt.Errorf("%s: service %s: %w", cfg.At(fmt.Sprintf("services[%d].listen", i)), s.Name, err)
 		}
-		o := opening{placeOf(s), &serving{self: self, listener: l, upstream: cfg.Services[i].Upstream, client: in.d.upstream(cfg.Services[i].Upstream)}}
+		o := opening{placeOf(s), &serving{self: self, id: s.ID, listener: announce(l), upstream: cfg.Services[i].Upstream, client: in.d.upstream(cfg.Services[i].Upstream),
+			gone: make(chan struct{})}}
 		o.live = proxy.NewLiveIngress(in.ward(s, o.serving, r))
 		o.server = o.live.Server()
 		opened = append(opened, o)
 	}
 	return opened, nil
+}
+
+// listen opens an address, or shares its socket with the service that has it now and is to make room.
+func (in *ingress) listen(ctx context.Context, address string) (net.Listener, error) {
+	for p, on := range in.serving {
+		if p.listen == address {
+			return another(on.listener.Listener)
+		}
+	}
+	return in.d.listen(ctx, "tcp", address)
 }
 
 // abandon closes what was prepared and is not to be served.
@@ -157,10 +172,16 @@ func (in *ingress) serve(o opening) {
 	in.group.Go(func() error { // a new bundle may no longer vouch for those who are connected
 		for {
 			changed := o.self.Changed()
-			o.live.Recheck()
+			// Without an identity of its own a ward begins no calls. Those that run may end, where config has dropped
+			// the service; where the ward is denied, they end now.
+			if _, err := o.self.GetX509SVID(); err == nil || in.d.directory.Denied(o.id) {
+				o.live.Recheck()
+			}
 			select {
 			case <-changed:
 			case <-o.self.Ended():
+				return nil
+			case <-o.gone:
 				return nil
 			case <-in.work.Done():
 				return nil
@@ -194,10 +215,13 @@ func (in *ingress) apply(cfg *config.Config, r *rules, opened []opening) {
 			continue
 		}
 		delete(in.serving, p)
-		in.group.Go(func() error { // calls that run may end
+		defer func() { <-on.listener.closed }() // the next change may open the address again
+		in.group.Go(func() error {              // calls that run may end
 			ctx, cancel := context.WithTimeout(in.work, drainTime)
 			defer cancel()
 			_ = on.server.Shutdown(ctx)
+			close(on.gone)
+			on.client.CloseIdle()
 			return on.self.Close()
 		})
 	}

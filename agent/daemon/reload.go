@@ -24,8 +24,8 @@ import (
 func (d *Daemon) Reload(ctx context.Context, next *config.Config) error {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
-	if d.stopping {
-		return errors.New("the daemon is shutting down")
+	if !d.running {
+		return errors.New("the daemon is starting or shutting down")
 	}
 	if d.o.Reloading != nil {
 		d.o.Reloading()
@@ -164,7 +164,7 @@ func fixed(was, next *config.Config) error {
 	}
 	if len(changed) > 0 {
 		return fmt.Errorf("%s: a change of %s takes a restart, and until then nothing else of this config is used either; restart the daemon, or take the change back",
-			next.File(), strings.Join(changed, ", "))
+			next.At(changed[0]), strings.Join(changed, ", "))
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	var stops []func(context.Context)
 	failed := func(err error) error {
 		cancel()
+		d.halt()
 		stopAll(stops)
 		return errors.Join(err, g.Wait())
 	}
@@ -44,9 +45,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 			stops = append(stops, stop)
 		}
 	}
+	d.reloading.Lock()
+	d.running = true
+	d.reloading.Unlock()
 	if d.o.Load != nil {
 		f := watch{log: d.log, load: d.o.Load, current: d.config, refuse: d.keep,
-			apply: func(next *config.Config) error { return d.Reload(work, next) }}
+			apply: func(next *config.Config) error { return d.Reload(ctx, next) }}
 		g.Go(func() error { return f.run(work) })
 	}
 	cfg := d.config()
@@ -63,9 +67,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	case <-work.Done():
 		return failed(errStopped)
 	}
-	d.reloading.Lock()
-	d.stopping = true
-	d.reloading.Unlock()
+	d.halt()
 	stopAll(stops)
 	d.event(d.lifecycle("stopped"))
 	cancel()
@@ -74,6 +76,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// halt ends the taking of new configs, and waits for one that is being taken.
+func (d *Daemon) halt() {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	d.running = false
 }
 
 // opener opens one part. start ends the waiting for what is not there yet, work ends what runs in g. It returns how to
