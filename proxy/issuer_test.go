@@ -30,13 +30,14 @@ type claims map[string]any
 // issuer is an authorization server, as far as a ward sees it: a key set in a file.
 type issuer struct {
 	key  *ecdsa.PrivateKey
+	kid  string
 	file string
 }
 
 func newIssuer(t testing.TB) *issuer {
 	t.Helper()
-	i := &issuer{key: newKey(t), file: filepath.Join(t.TempDir(), "jwks.json")}
-	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: "k1", Use: "sig", Algorithm: "ES256"}}})
+	i := &issuer{key: newKey(t), kid: "k1", file: filepath.Join(t.TempDir(), "jwks.json")}
+	set, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: i.key.Public(), KeyID: i.kid, Use: "sig", Algorithm: "ES256"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +86,7 @@ func (i *issuer) token(t testing.TB, client string, changes ...claims) string {
 			}
 		}
 	}
-	input := segment(t, claims{"alg": "ES256", "kid": "k1", "typ": "at+jwt"}) + "." + segment(t, body)
+	input := segment(t, claims{"alg": "ES256", "kid": i.kid, "typ": "at+jwt"}) + "." + segment(t, body)
 	digest := sha256.Sum256([]byte(input))
 	r, s, err := ecdsa.Sign(rand.Reader, i.key, digest[:])
 	if err != nil {

@@ -24,6 +24,8 @@ type pipeIssuer struct {
 	hang    atomic.Bool
 	keys    atomic.Pointer[string]
 	fetches atomic.Int64
+	slow    atomic.Int64           // how long an answer takes after it has been made
+	control atomic.Pointer[string] // Cache-Control
 
 	conns chan net.Conn
 	done  chan struct{}
@@ -85,7 +87,12 @@ func (p *pipeIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Write([]byte(toJSON(members{"issuer": pipeURL, "jwks_uri": pipeURL + "/jwks"})))
 		return
 	}
-	w.Write([]byte(*p.keys.Load()))
+	keys := *p.keys.Load()
+	if c := p.control.Load(); c != nil {
+		w.Header().Set("Cache-Control", *c)
+	}
+	time.Sleep(time.Duration(p.slow.Load()))
+	w.Write([]byte(keys))
 }
 
 // inBubble runs f with a running Verifier of p, on a fake clock.
