@@ -54,7 +54,7 @@ func Strict() map[string]string {
 		"ProcSubset": "pid", "ProtectClock": "yes", "ProtectHostname": "yes", "ProtectKernelTunables": "yes", "ProtectKernelModules": "yes",
 		"ProtectKernelLogs": "yes", "ProtectControlGroups": "yes", "RestrictNamespaces": "yes", "RestrictRealtime": "yes",
 		"RestrictSUIDSGID": "yes", "LockPersonality": "yes", "MemoryDenyWriteExecute": "yes", "RemoveIPC": "yes", "UMask": "0077",
-		"NoExecPaths": "/", "SystemCallArchitectures": "native", "IPAddressDeny": "any", "LimitCORE": "0", "MemorySwapMax": "0",
+		"NoExecPaths": "/ /run /tmp /var/tmp /dev/shm", "ReadOnlyPaths": "/run", "SystemCallArchitectures": "native", "IPAddressDeny": "any", "LimitCORE": "0", "MemorySwapMax": "0",
 	}
 }
 

@@ -120,6 +120,10 @@ func (g *guest) stop() error {
 	select {
 	case <-g.ended:
 	case <-time.After(20 * time.Second):
+		// All of the guest goes with its process 1.
+		if g.leader != 0 {
+			_ = syscall.Kill(g.leader, syscall.SIGKILL)
+		}
 		_ = syscall.Kill(-g.nspawn.Process.Pid, syscall.SIGKILL)
 		<-g.ended
 	}

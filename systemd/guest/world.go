@@ -90,11 +90,11 @@ func (w *world) as(user, name string, args ...string) (string, error) {
 
 // call makes one call as a user, by the service's socket, and gives the status and the decision.
 func (w *world) call(user string) (status, decision string, err error) {
-	return w.curl(user, "--unix-socket", socket)
+	return w.curl(user, "--max-time", "20", "--unix-socket", socket)
 }
 
 func (w *world) curl(user string, args ...string) (status, decision string, err error) {
-	script := fmt.Sprintf(`curl -sS --max-time 20 -o /dev/null -D - -H "Authorization: Bearer $(cat %s)" %s %s`, token, strings.Join(args, " "), target)
+	script := fmt.Sprintf(`curl -sS -o /dev/null -D - -H "Authorization: Bearer $(cat %s)" %s %s`, token, strings.Join(args, " "), target)
 	out, err := w.as(user, "/bin/sh", "-c", script)
 	if err != nil {
 		return "", "", err
