@@ -6,14 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
 
 	"github.com/wardmesh/ward/agent/admin"
 	"github.com/wardmesh/ward/agent/config"
@@ -43,20 +47,26 @@ type denyListCommand struct{ configFlag }
 
 // Run denies, and returns once every running role has cut what it must.
 func (cmd denyAddCommand) Run(c *console) error {
-	d, err := cmd.denials()
+	// YAML ends a line, and with it a comment, at more characters than the one that we write.
+	if !utf8.ValidString(cmd.Reason) || strings.ContainsFunc(cmd.Reason, func(r rune) bool { return !unicode.IsPrint(r) }) || len(cmd.Reason) > 200 {
+		return errors.New("the reason must be one line of at most 200 bytes")
+	}
+	d, done, err := cmd.change(c.ctx)
 	if err != nil {
 		return listErrors(c.err, err)
 	}
+	defer done()
 	id, err := d.id(cmd.ID)
 	if err != nil {
 		return err
 	}
 	if slices.Contains(d.cfg.Deny, id) {
+		// Written is not in force: the daemons may have refused the config in which it stands.
+		if _, waiting, err := inForce(c.ctx, d.cfg, takeTime); err != nil {
+			return fmt.Errorf("%s is written down already, but not everywhere in force: %s: %w; see: ward status", id, strings.Join(waiting, ", "), err)
+		}
 		_, err := fmt.Fprintf(c.out, "%s is denied already\n", id)
 		return err
-	}
-	if strings.ContainsFunc(cmd.Reason, func(r rune) bool { return r < ' ' || r == 0x7f }) || len(cmd.Reason) > 200 {
-		return errors.New("the reason must be one line of at most 200 bytes")
 	}
 	d.lines = append(d.lines, denial{id, time.Now().UTC(), cmd.Reason})
 	return d.apply(c, "denied "+id.String())
@@ -64,10 +74,11 @@ func (cmd denyAddCommand) Run(c *console) error {
 
 // Run takes the denial back.
 func (cmd denyRemoveCommand) Run(c *console) error {
-	d, err := cmd.denials()
+	d, done, err := cmd.change(c.ctx)
 	if err != nil {
 		return listErrors(c.err, err)
 	}
+	defer done()
 	id, err := d.id(cmd.ID)
 	if err != nil {
 		return err
@@ -124,6 +135,39 @@ const denialsHead = "# Kept by `ward deny`; use that, or your own `deny:` in ano
 
 var denialLine = regexp.MustCompile(`^  - (spiffe://\S+)  # (\S+)(?: (.*))?$`)
 
+// change reads the deny list for one command at a time: of two that read it at once, the later would undo what the
+// earlier has told its operator. done lets the next one in.
+func (f configFlag) change(ctx context.Context) (d *denials, done func(), err error) {
+	path, err := f.path()
+	if err != nil {
+		return nil, nil, err
+	}
+	// Nobody else may open the lock, or anybody could hold it.
+	lock, err := os.OpenFile(filepath.Join(filepath.Dir(path), ".ward-deny.lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*takeTime)
+	defer cancel()
+	for {
+		if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil { //nolint:gosec // a descriptor fits
+			break
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+			continue
+		case <-ctx.Done():
+		}
+		_ = lock.Close()
+		return nil, nil, fmt.Errorf("another ward deny is at work on %s", path)
+	}
+	if d, err = f.denials(); err != nil {
+		_ = lock.Close()
+		return nil, nil, err
+	}
+	return d, func() { _ = lock.Close() }, nil
+}
+
 func (f configFlag) denials() (*denials, error) {
 	cfg, err := f.load()
 	if err != nil {
@@ -173,11 +217,16 @@ func (d *denials) apply(c *console, done string) error {
 		fmt.Fprintf(&b, "  - %s  # %s\n", l.id, strings.TrimRight(l.since.Format(time.RFC3339)+" "+l.reason, " "))
 	}
 	dir := filepath.Dir(d.file)
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the daemons' users read it
+	switch err := os.Mkdir(dir, 0o755); { //nolint:gosec // the daemons' users read it
+	case err == nil: // whatever the umask of whoever runs this
+		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the daemons' users read it
+			return err
+		}
+	case !errors.Is(err, os.ErrExist):
 		return err
 	}
 	if len(d.lines) == 0 {
-		if err := os.Remove(d.file); err != nil {
+		if err := errors.Join(os.Remove(d.file), syncDir(dir)); err != nil {
 			return err
 		}
 	} else if err := replaceFile(d.file, b.String()); err != nil {
@@ -188,7 +237,7 @@ func (d *denials) apply(c *console, done string) error {
 	if err != nil {
 		return listErrors(c.err, err)
 	}
-	taken, waiting, err := inForce(c.ctx, cfg, 5*time.Second)
+	taken, waiting, err := inForce(c.ctx, cfg, takeTime)
 	switch {
 	case err != nil:
 		return fmt.Errorf("%s is written, but not everywhere in force: %s: %w; see: ward status", d.file, strings.Join(waiting, ", "), err)
@@ -200,35 +249,52 @@ func (d *denials) apply(c *console, done string) error {
 	return err
 }
 
-// replaceFile puts a new file in the old one's place, so that nobody reads half of it.
-func replaceFile(path, text string) error {
+// replaceFile puts a new file in the old one's place, durably, so that nobody reads half of it. The daemons' users can
+// read it whatever the umask: one that they could not would keep them from starting.
+func replaceFile(path, text string) (err error) {
 	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-	f, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o644) //nolint:gosec // the daemons' users read it
+	f, err := os.OpenFile(temp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o644) //nolint:gosec // as above
 	if err != nil {
 		return err
 	}
 	_, err = io.WriteString(f, text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
+	if err = errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err == nil { //nolint:gosec // as above
+		err = os.Rename(temp, path)
 	}
-	return os.Rename(temp, path)
+	if err != nil { // a disk that is full, most likely: what was there stays
+		return errors.Join(err, os.Remove(temp))
+	}
+	return syncDir(filepath.Dir(path))
 }
 
-// inForce waits until every role that answers uses cfg. It gives the roles that do, and those that do not.
+// syncDir makes what was renamed or removed in a folder survive a loss of power.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// takeTime is how long the roles may take to take a new config.
+const takeTime = 5 * time.Second
+
+// inForce waits until every role that runs uses cfg. It gives the roles that do, and those that do not, or do not say.
 func inForce(ctx context.Context, cfg *config.Config, patience time.Duration) (taken, waiting []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		taken, waiting = nil, nil
 		for _, role := range []config.Role{config.RoleAgent, config.RoleEgress, config.RoleIngress, config.RoleMesh} {
+			socket := cfg.AdminSocket(role)
 			var st admin.Status
-			if admin.Get(ctx, cfg.AdminSocket(role), "/status", &st) != nil {
-				continue // it does not run
-			}
-			if st.Config == cfg.Digest() {
+			switch err := admin.Get(ctx, socket, "/status", &st); {
+			case err == nil && st.Config == cfg.Digest():
 				taken = append(taken, st.Role)
-			} else {
+			case err == nil:
 				waiting = append(waiting, st.Role)
+			case !nobodyListens(socket): // it hangs, or may not be asked: it may well go on with the old config
+				waiting = append(waiting, string(role)+" (does not answer)")
 			}
 		}
 		if len(waiting) == 0 && ctx.Err() == nil {
@@ -240,4 +306,13 @@ func inForce(ctx context.Context, cfg *config.Config, patience time.Duration) (t
 		case <-time.After(pause):
 		}
 	}
+}
+
+// nobodyListens reports whether it is certain that no process serves the socket.
+func nobodyListens(socket string) bool {
+	c, err := net.DialTimeout("unix", socket, time.Second)
+	if err == nil {
+		_ = c.Close()
+	}
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED)
 }
