@@ -78,7 +78,9 @@ func (f watch) run(ctx context.Context) error {
 		case err == nil:
 			patience = nil
 			_ = f.apply(next)
-			f.lookAt(w)
+			if f.lookAt(w) { // the policies lie elsewhere now, where a change since they were read was not seen
+				quiet = time.After(settle)
+			}
 		case told:
 			patience = nil
 			f.refuse(err)
@@ -87,11 +89,12 @@ func (f watch) run(ctx context.Context) error {
 }
 
 // lookAt watches the folders from which the config comes. A folder is watched, and not the files in it, because those
-// are replaced.
-func (f watch) lookAt(w *fsnotify.Watcher) {
+// are replaced. It reports whether one of them was not watched before.
+func (f watch) lookAt(w *fsnotify.Watcher) (more bool) {
 	if w.Events == nil {
-		return
+		return false
 	}
+	before := len(w.WatchList())
 	cfg := f.current()
 	main := filepath.Dir(cfg.File())
 	for _, dir := range []string{main, filepath.Join(main, "conf.d"), cfg.Policies.Dir} {
@@ -99,4 +102,5 @@ func (f watch) lookAt(w *fsnotify.Watcher) {
 			f.log.Warn("a folder of the config cannot be watched; send SIGHUP after a change", zap.String("folder", dir), zap.Error(err))
 		}
 	}
+	return len(w.WatchList()) > before
 }
