@@ -33,6 +33,7 @@ type commands struct {
 	Status     statusCommand     `cmd:"" help:"Show the daemon's health, what expires, and what needs you."`
 	Doctor     doctorCommand     `cmd:"" help:"Find misconfiguration and ways around Ward, and say how to mend each."`
 	Deny       denyCommands      `cmd:"" help:"Refuse an identity at once, whatever certificate it shows."`
+	Ca         caCommands        `cmd:"" help:"Show the CAs of the trust domain, and replace one."`
 	Policy     policyCommands    `cmd:"" help:"Explain decisions."`
 	Audit      auditCommands     `cmd:"" help:"Read and verify the audit trail."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
