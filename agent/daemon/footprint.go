@@ -1,12 +1,15 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
+	"io"
 	"os"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"time"
 
-	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,25 +42,47 @@ func (d *Daemon) rest(ctx context.Context) error {
 // that runs every role holds them once less for each.
 func settleDown() {
 	debug.FreeOSMemory()
-	self, err := procfs.Self()
-	if err != nil {
-		return
-	}
 	file, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return
 	}
-	maps, err := self.ProcMaps()
+	maps, err := os.Open("/proc/self/smaps")
 	if err != nil {
 		return
 	}
-	for _, m := range maps {
-		if m.Pathname != file || m.Perms.Write {
-			continue
-		}
+	defer maps.Close()
+	for _, m := range pristine(maps, file) {
 		// Without the first the kernel maps many pages around each one that is touched. What fails changes nothing.
 		for _, advice := range []uintptr{unix.MADV_RANDOM, unix.MADV_DONTNEED} {
-			_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.StartAddr, m.EndAddr-m.StartAddr, advice)
+			_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, advice)
 		}
 	}
+}
+
+type mapping struct{ start, end uintptr }
+
+// pristine are the mappings of file, among those of smaps (proc_pid_smaps(5)), in which every page is as it is in the
+// file. That a mapping cannot be written says little: what the dynamic linker or a debugger has changed is dropped by
+// MADV_DONTNEED, too, and what comes back from the file has zeros for pointers.
+func pristine(smaps io.Reader, file string) (out []mapping) {
+	var m mapping
+	wanted := false
+	for lines := bufio.NewScanner(smaps); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 2 {
+			continue
+		}
+		if value, ok := strings.CutSuffix(fields[0], ":"); ok {
+			if wanted && value == "Anonymous" && fields[1] == "0" {
+				out = append(out, m)
+			}
+			continue
+		}
+		from, to, _ := strings.Cut(fields[0], "-")
+		start, err := strconv.ParseUint(from, 16, 64)
+		end, err2 := strconv.ParseUint(to, 16, 64)
+		m = mapping{uintptr(start), uintptr(end)}
+		wanted = err == nil && err2 == nil && start < end && !strings.Contains(fields[1], "w") && len(fields) > 5 && fields[5] == file
+	}
+	return out
 }
