@@ -12,10 +12,17 @@ import (
 	"github.com/wardmesh/ward/proxy"
 )
 
-// request is a request with these field lines after Host, and a body when there is one.
+// request is a request with these field lines after Host, which is that of the target where it names one, and a body when
+// there is one.
 func request(line, body string, fields ...string) string {
+	host := serviceName
+	if _, after, ok := strings.Cut(line, " http://"); ok {
+		if host = after; strings.ContainsAny(after, "/?") {
+			host = after[:strings.IndexAny(after, "/?")]
+		}
+	}
 	var b strings.Builder
-	b.WriteString(line + " HTTP/1.1\r\nHost: " + serviceName + "\r\n")
+	b.WriteString(line + " HTTP/1.1\r\nHost: " + host + "\r\n")
 	for _, f := range fields {
 		b.WriteString(f + "\r\n")
 	}

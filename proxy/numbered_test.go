@@ -8,11 +8,12 @@ import (
 	"github.com/wardmesh/ward/proxy"
 )
 
-// The tests that PROXY.md numbers, as far as they can be told apart above the engine: each is tried on both hops,
-// refused, and nothing of it reaches the FHIR server.
+// The tests that PROXY.md numbers, as far as a request plays them: each is tried on both hops, refused, and nothing of it
+// reaches the FHIR server.
 func TestNumberedRefusals(t *testing.T) {
 	const get = "GET /fhir/Patient/a"
 	raw := func(lines ...string) string { return strings.Join(lines, "\r\n") + "\r\n\r\n" }
+	const post, fhirJSON = "POST /fhir/Observation", "Content-Type: application/fhir+json"
 	host := "Host: " + serviceName
 	type row struct {
 		name  string
@@ -52,7 +53,9 @@ func TestNumberedRefusals(t *testing.T) {
 		{"13 Host with a port, at ingress", raw(get+" HTTP/1.1", host+":80"), proxy.CauseMalformed, proxy.HopIngress},
 		{"13 Host in capitals, at ingress", raw(get+" HTTP/1.1", "Host: FHIR.EHR.mesh.internal"), proxy.CauseMalformed, proxy.HopIngress},
 
-		{"14 absolute form of nobody, own Host", raw("GET http://evil.example/fhir/Patient/a HTTP/1.1", host), proxy.CauseUnknownService, proxy.HopEgress},
+		{"14 absolute form of nobody", raw("GET http://evil.example/fhir/Patient/a HTTP/1.1", "Host: evil.example"), proxy.CauseUnknownService, proxy.HopEgress},
+		{"14 absolute form of nobody, own Host", raw("GET http://evil.example/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, ""},
+		{"14 absolute form, another Host", raw("GET http://"+serviceName+"/fhir/Patient/a HTTP/1.1", "Host: localhost"), proxy.CauseMalformed, ""},
 		{"14 absolute form with a user", raw("GET http://u@"+serviceName+"/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, proxy.HopEgress},
 		{"14 absolute form of another scheme", raw("GET https://"+serviceName+"/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, proxy.HopEgress},
 		{"14 absolute form at ingress", raw("GET http://"+serviceName+"/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, proxy.HopIngress},
@@ -71,6 +74,33 @@ func TestNumberedRefusals(t *testing.T) {
 		{"18 a GET with a body", request("GET /fhir/Patient/a", "x"), proxy.CauseMalformed, proxy.HopIngress},
 		{"18 a GET with a chunked body", request("GET /fhir/Patient/a", "", "Transfer-Encoding: chunked") + "1\r\nx\r\n0\r\n\r\n", proxy.CauseMalformed, proxy.HopIngress},
 
+		{"1 Content-Length, Transfer-Encoding", request(post, "x", fhirJSON, "Transfer-Encoding: chunked"), proxy.CauseMalformed, ""},
+		{"1 Transfer-Encoding, Content-Length", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding: chunked", "Content-Length: 5") + "0\r\n\r\n", proxy.CauseMalformed, ""},
+		{"2 Content-Length twice, equal", request(post, "x", fhirJSON, "Content-Length: 1"), proxy.CauseMalformed, ""},
+		{"2 Content-Length twice, differing", request(post, "x", fhirJSON, "Content-Length: 0"), proxy.CauseMalformed, ""},
+		{"2 Content-Length: 1, 1", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length: 1, 1") + "x", proxy.CauseMalformed, ""},
+		{"2 Content-Length: +1", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length: +1") + "x", proxy.CauseMalformed, ""},
+		{"2 Content-Length empty", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length:"), proxy.CauseMalformed, ""},
+		{"2 Content-Length of 19 digits", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length: 0000000000000000001") + "x", proxy.CauseMalformed, ""},
+		{"3 Transfer-Encoding twice", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding: chunked", "Transfer-Encoding: chunked") + "0\r\n\r\n", proxy.CauseUnsupported, ""},
+		{"3 Transfer-Encoding in capitals", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding: CHUNKED") + "0\r\n\r\n", proxy.CauseUnsupported, ""},
+		{"3 Transfer-Encoding padded", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding:  chunked") + "0\r\n\r\n", proxy.CauseUnsupported, ""},
+		{"3 Transfer-Encoding in HTTP/1.0", raw(post+" HTTP/1.0", host, fhirJSON, "Transfer-Encoding: chunked") + "0\r\n\r\n", proxy.CauseMalformed, ""},
+		{"6 a bare LF", get + " HTTP/1.1\n" + host + "\r\n\r\n", proxy.CauseMalformed, ""},
+		{"6 a bare LF at the end", get + " HTTP/1.1\r\n" + host + "\r\n\n", proxy.CauseMalformed, ""},
+		{"6 a bare CR", raw(get+" HTTP/1.1", host, "X: a\rY: b"), proxy.CauseMalformed, ""},
+		{"6 NUL", raw(get+" HTTP/1.1", host, "X: a\x00"), proxy.CauseMalformed, ""},
+		{"6 a folded field", raw(get+" HTTP/1.1", host, "X: a", " b"), proxy.CauseMalformed, ""},
+		{"6 a folded first field", raw(get+" HTTP/1.1", " "+host), proxy.CauseMalformed, ""},
+		{"6 a space before the colon", raw(get+" HTTP/1.1", host, "X : a"), proxy.CauseMalformed, ""},
+		{"6 an empty name", raw(get+" HTTP/1.1", host, ": a"), proxy.CauseMalformed, ""},
+		{"6 a leading CRLF", "\r\n" + request(get, ""), proxy.CauseMalformed, ""},
+		{"6 two spaces in the request line", raw(get+"  HTTP/1.1", host), proxy.CauseMalformed, ""},
+		{"6 a tab in the request line", raw(get+"\tHTTP/1.1", host), proxy.CauseMalformed, ""},
+		{"6 HTTP/0.9", get + "\r\n\r\n", proxy.CauseMalformed, ""},
+		{"6 HTTP/1.2", raw(get+" HTTP/1.2", host), proxy.CauseMalformed, ""},
+		{"6 HTTP/2.0", raw(get+" HTTP/2.0", host), proxy.CauseMalformed, ""},
+		{"20 500 fields", request(get, "", strings.Split(strings.Repeat("X: x,", 499)+"X: x", ",")...), proxy.CauseHeadTooLarge, ""},
 		{"20 a head of 100 KB", request(get, "", "X: "+strings.Repeat("x", 100<<10)), proxy.CauseHeadTooLarge, ""},
 		{"3 an unknown transfer coding", request(get, "", "Transfer-Encoding: gzip"), proxy.CauseUnsupported, ""},
 

@@ -120,14 +120,14 @@ func (c *Client) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 }
 
 // isToken reports whether s is a token (RFC 9110 §5.6.2).
-func isToken(s string) bool {
+func isToken[T string | []byte](s T) bool {
 	for i := range len(s) {
 		c := s[i]
 		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
 			return false
 		}
 	}
-	return s != ""
+	return len(s) > 0
 }
 
 // CloseIdle closes the connections that no exchange is using.

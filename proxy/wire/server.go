@@ -109,6 +109,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 	a := r.Context().Value(connKey{}).(*admitted)
 	a.handling.Store(true)
+	if a.handled++; a.handled > a.heads.passed.Load() {
+		panic(http.ErrAbortHandler) // a request whose head nobody has judged
+	}
 	body := &arriving{ReadCloser: r.Body}
 	body.ended.Store(r.ContentLength == 0)
 	var end time.Time // of the exchange; zero when it has none
@@ -191,7 +194,7 @@ func commit(w http.ResponseWriter, r *http.Request, resp *Response) (int64, erro
 	if resp.Length >= 0 && resp.Status != http.StatusNoContent && resp.Status != http.StatusNotModified {
 		out.Set("Content-Length", itoa(resp.Length))
 	}
-	if resp.Close {
+	if resp.Close || len(r.TransferEncoding) > 0 { // what follows a body by chunks is not read: see heads
 		out.Set("Connection", "close")
 	}
 	w.WriteHeader(resp.Status)
@@ -243,6 +246,31 @@ type admitted struct {
 	server   *Server
 	handling atomic.Bool // between the start of a handler and the engine's return to idle
 	refused  bool
+
+	heads   heads
+	handled int64  // requests that the engine has handed over
+	rest    string // what the engine is still to read in place of a head that was not acceptable
+}
+
+// Read passes on what the peer sends, as long as it is acceptable. The engine has one reader at a time.
+func (a *admitted) Read(p []byte) (int, error) {
+	if !a.heads.failed {
+		n, err := a.Conn.Read(p)
+		good := a.heads.scan(p[:n])
+		if good == n {
+			return n, err
+		}
+		clear(p[good:n])
+		a.rest = poison
+		if good > 0 {
+			return good, nil
+		}
+	}
+	n := copy(p, a.rest)
+	if a.rest = a.rest[n:]; n == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return n, nil
 }
 
 // Write passes an exchange's bytes on. Bytes that the engine writes outside any exchange are its own verdict on
@@ -255,7 +283,11 @@ func (a *admitted) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	a.refused = true
-	if _, err := a.Conn.Write(rawResponse(a.server.Refuse(a.value, a.RemoteAddr().String(), statusOf(p)))); err != nil {
+	status := statusOf(p)
+	if v := int(a.heads.verdict.Load()); v != 0 {
+		status = v
+	}
+	if _, err := a.Conn.Write(rawResponse(a.server.Refuse(a.value, a.RemoteAddr().String(), status))); err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -12,13 +12,15 @@
 //   - what it would answer by itself to bytes that are not HTTP (400, 431, 501, 505) is replaced by [Server.Refuse]'s
 //     answer, so that no refusal goes out without a decision id and a record;
 //   - HTTP/2 and upgrades are off on both sides; redirects, cookies, compression and proxies do not exist here;
-//   - bytes that a server sends beyond its reply end the connection, and never answer the next request on it.
+//   - bytes that a server sends beyond its reply end the connection, and never answer the next request on it;
+//   - every request's head is read along before the engine sees its end, and one that another reader could take for
+//     something else (RFC 9112, more strictly than it asks: both framings, any second length, lines that end in LF alone,
+//     folded ones, an absolute target beside another Host) is withheld from the engine. See heads. What follows a body
+//     by chunks on its connection is not read at all: that connection ends with the answer.
 //
 // Threats met here: slow heads and idle connections (deadlines), oversized heads (limits), replies that outlive
-// their connection's identity ([Bounded]). Framing attacks are met by net/http's parser, which refuses differing or
-// malformed lengths and transfer codings other than chunked, and by Ward's writing each request anew: no framing of a
-// client's ever reaches the next hop. The parser is laxer than RFC 9112 where it can be without misreading: beside
-// Transfer-Encoding it ignores Content-Length, it takes lines that end in LF alone, and it joins folded ones.
+// their connection's identity ([Bounded]), and framing attacks: by reading heads strictly, and by Ward's writing each
+// request anew, so that no framing of a client's ever reaches the next hop.
 package wire
 
 import (
