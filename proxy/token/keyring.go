@@ -102,7 +102,11 @@ func (is *issuer) inherit(before *issuer) {
 		is.JWKSFile != before.JWKSFile || !is.RootCAs.Equal(before.RootCAs) || !slices.Equal(is.algorithms, before.algorithms) {
 		return
 	}
-	is.keys.current.Store(before.keys.current.Load())
+	if set := before.keys.current.Load(); set != nil {
+		taken := *set
+		taken.reading = 0 // none of this keyring's
+		is.keys.current.Store(&taken)
+	}
 }
 
 // find returns the key that a token asks for and that signed it, as proves tells. It waits, at most for demandWait, only

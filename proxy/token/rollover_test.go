@@ -8,6 +8,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
 	"github.com/wardmesh/ward/proxy"
 )
 
@@ -236,6 +239,33 @@ func TestRollOverAheadOfMaxAge(t *testing.T) {
 		after(10 * time.Minute)
 		if n := p.fetches.Load() - before; n < 9 || n > 12 {
 			t.Errorf("%d readings in ten minutes of a minute's freshness", n)
+		}
+	})
+}
+
+// A Verifier that takes over another's keys has not asked for them itself: what they lack is asked for.
+func TestRollOverAfterAReplacement(t *testing.T) {
+	inBubble(t, func() *pipeIssuer { return newPipeIssuer(keyOf("es256")) }, func(t *testing.T, v *Verifier, p *pipeIssuer) {
+		after(2 * DefaultRefresh) // it has read them more than once
+		p.publish(keyOf("es256"), keyOf("es256b"))
+		next, err := New(Options{Issuers: []Issuer{p.Issuer}, Logger: zap.NewNop(), Registerer: prometheus.NewRegistry(), Before: v, dial: p.dial})
+		if err != nil {
+			t.Fatal(err)
+		}
+		verified := make(chan error)
+		go func() {
+			_, err := next.Verify(t.Context(), keyOf("es256b").token(pipeURL, time.Now()))
+			verified <- err
+		}()
+		synctest.Wait()
+		ran := make(chan error)
+		go func() { ran <- next.Run(t.Context()) }()
+		if err := <-verified; err != nil {
+			t.Error(err)
+		}
+		next.Close()
+		if err := <-ran; err != nil {
+			t.Error(err)
 		}
 	})
 }
