@@ -30,6 +30,7 @@ func checks() []check {
 		{"less", false, (*world).less},
 		{"kill", false, (*world).kill},
 		{"restart", false, (*world).restart},
+		{"mesh", false, (*world).mesh},
 		{"upgrade", false, (*world).upgrade},
 		{"badconf", false, (*world).badConfig},
 		{"one", false, (*world).oneProcess},
@@ -114,7 +115,9 @@ func (w *world) status() ([]string, error) {
 }
 
 // capabilities compares what the kernel says of the running processes with what the units say.
-func (w *world) capabilities() (said []string, err error) {
+func (w *world) capabilities() ([]string, error) { return w.capabilitiesOf(roles...) }
+
+func (w *world) capabilitiesOf(roles ...string) (said []string, err error) {
 	names := map[int]string{2: "CAP_DAC_READ_SEARCH", 12: "CAP_NET_ADMIN", 19: "CAP_SYS_PTRACE"}
 	for _, role := range roles {
 		unit := "ward-" + role + ".service"
@@ -171,8 +174,19 @@ func (w *world) capabilities() (said []string, err error) {
 			}
 		}
 		said = append(said, fmt.Sprintf("%s %v", role, has))
+		if role == "agent" {
+			continue
+		}
+		// Its own word, since the kernel shows a process's Landlock domain to nobody.
+		log, err := w.guest.run(w.ctx, "journalctl", "--no-pager", "-o", "cat", "-u", unit)
+		if err != nil {
+			return said, err
+		}
+		if !strings.Contains(log, "landlock restricts files") {
+			return said, fmt.Errorf("%s has not confined itself by Landlock", unit)
+		}
 	}
-	return said, nil
+	return append(said, "the network's roles confined by Landlock"), nil
 }
 
 // sockets: who may reach what, and that a unit starts when its socket is used.

@@ -115,6 +115,50 @@ func (w *world) restart() (said []string, err error) {
 	return said, nil
 }
 
+// mesh: names and addresses, as an operator turns them on, and what is left of them afterwards.
+func (w *world) mesh() (said []string, err error) {
+	if _, err := w.guest.script(w.ctx, `echo 'mesh: {resolver: none}' >/etc/ward/conf.d/mesh.yaml
+echo 'nameserver 127.77.0.53' >/etc/resolv.conf
+ward check
+systemctl reload ward.target
+systemctl enable --now --quiet ward-mesh.socket ward-mesh-admin.socket ward-mesh.service`); err != nil {
+		return nil, err
+	}
+	defer func() {
+		_, cleared := w.guest.script(w.ctx, "systemctl disable --now --quiet ward-mesh.service ward-mesh.socket ward-mesh-admin.socket\nward mesh clear\nrm /etc/ward/conf.d/mesh.yaml\nsystemctl reload ward.target")
+		err = errors.Join(err, cleared)
+	}()
+	if said, err = w.capabilitiesOf("mesh"); err != nil {
+		return said, err
+	}
+	if status, _, err := w.curl("portal", "--max-time", "10"); err != nil || status != "200" {
+		return said, fmt.Errorf("a call by the mesh's name ended in %q: %w", status, err)
+	}
+	address, err := w.as("portal", "curl", "-sS", "--max-time", "10", "-o", "/dev/null", "-w", "%{remote_ip}", target)
+	if err != nil {
+		return said, err
+	}
+	if !strings.HasPrefix(address, "127.") || address == "127.77.0.1" {
+		return said, fmt.Errorf("the service's name leads to %q, no address of its own", address)
+	}
+	said = append(said, "a call by the mesh's name, at "+address)
+	// With the mesh gone its addresses are refused, whoever listens there.
+	out, err := w.guest.script(w.ctx, fmt.Sprintf(`systemctl stop ward.target
+systemctl stop ward-mesh.socket ward-mesh.service 2>/dev/null
+systemd-run --quiet --unit=squatter --uid=stranger /usr/bin/perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(Listen => 5, LocalAddr => "%[1]s", LocalPort => 8080) or die; while ($c = $s->accept) { print $c "HTTP/1.0 200 OK\r\n\r\nsquatted\n"; close $c }'
+for i in $(seq 50); do grep -q ':1F90 ' /proc/net/tcp && break; sleep 0.1; done
+curl -sS --max-time 3 http://%[1]s:8080/ 2>&1 || true
+systemctl stop squatter
+systemctl start ward.target`, address))
+	if err != nil {
+		return said, err
+	}
+	if !strings.Contains(out, "refused") && !strings.Contains(out, "Failed to connect") || strings.Contains(out, "squatted") {
+		return said, fmt.Errorf("somebody else's listener on %s:8080 was reached after ward-mesh was stopped: %q", address, out)
+	}
+	return append(said, "after its stop the address is refused, whoever listens there"), nil
+}
+
 // upgrade installs a newer version of the same package while calls run.
 func (w *world) upgrade() ([]string, error) {
 	var took time.Duration
@@ -186,6 +230,9 @@ func (w *world) badConfig() ([]string, error) {
 
 // oneProcess: ward run in place of the roles, and back.
 func (w *world) oneProcess() ([]string, error) {
+	if _, err := w.guest.script(w.ctx, "cp -r /etc/systemd/system/ward-ingress.service.d /etc/systemd/system/ward.service.d\nsystemctl daemon-reload"); err != nil {
+		return nil, err
+	}
 	for _, unit := range []string{"ward.service", "ward.target"} {
 		if _, err := w.guest.run(w.ctx, "systemctl", "start", unit); err != nil {
 			return nil, err
