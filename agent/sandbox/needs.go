@@ -24,9 +24,6 @@ type Allowance struct {
 	Listen, Dial []uint16 // TCP ports
 }
 
-// roleProxy is egress and ingress in one process.
-const roleProxy config.Role = "proxy"
-
 // host is what every role reads of its host. Files that are replaced rather than written, such as resolv.conf, need
 // their folder: the kernel's rules are about the file that was there, not about its name. What in /etc is not for
 // everybody, the role's own user cannot read anyway.
@@ -55,10 +52,10 @@ func Needs(role config.Role, cfg *config.Config) Allowance {
 	if cfg.Monitor.Metrics.IsValid() {
 		a.Listen = append(a.Listen, cfg.Monitor.Metrics.Port())
 	}
-	if role == config.RoleEgress || role == roleProxy {
+	if role == config.RoleEgress || role == config.RoleProxy {
 		a.egress(cfg)
 	}
-	if role == config.RoleIngress || role == roleProxy {
+	if role == config.RoleIngress || role == config.RoleProxy {
 		a.ingress(cfg)
 	}
 	if role == config.RoleMesh {

@@ -149,7 +149,7 @@ func loopback(port string) unix.Sockaddr {
 }
 
 // place is a host of its own in a folder: a config and what it names.
-type place struct{ dir, config, up string }
+type place struct{ dir, config string }
 
 const template = `trust_domain: clinic.example
 admin: {egress: DIR/run/egress/admin.sock, ingress: DIR/run/ingress/admin.sock, mesh: DIR/run/mesh/admin.sock}
@@ -250,10 +250,10 @@ func TestRolesAreConfined(t *testing.T) {
 		defer l.Close()
 		ports[name] = strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 	}
-	all := []config.Role{config.RoleEgress, config.RoleIngress, config.RoleMesh, "proxy"}
-	everybody := map[config.Role]bool{config.RoleEgress: true, config.RoleIngress: true, config.RoleMesh: true, "proxy": true}
-	calling := map[config.Role]bool{config.RoleEgress: true, "proxy": true}
-	serving := map[config.Role]bool{config.RoleIngress: true, "proxy": true}
+	all := []config.Role{config.RoleEgress, config.RoleIngress, config.RoleMesh, config.RoleProxy}
+	everybody := map[config.Role]bool{config.RoleEgress: true, config.RoleIngress: true, config.RoleMesh: true, config.RoleProxy: true}
+	calling := map[config.Role]bool{config.RoleEgress: true, config.RoleProxy: true}
+	serving := map[config.Role]bool{config.RoleIngress: true, config.RoleProxy: true}
 	nobody := map[config.Role]bool{}
 	p := newPlace(t, ports)
 	in := func(name string) string { return filepath.Join(p.dir, name) }

@@ -279,8 +279,7 @@ func (w *world) score() (said []string, err error) {
 		if err != nil {
 			return said, err
 		}
-		_, rest, _ := strings.Cut(out, ": ")
-		_, rest, _ = strings.Cut(out[strings.LastIndex(out, "Overall exposure"):], ": ")
+		_, rest, _ := strings.Cut(out[max(0, strings.LastIndex(out, "Overall exposure")):], ": ")
 		text, _, _ := strings.Cut(rest, " ")
 		got, err := strconv.ParseFloat(text, 64)
 		if err != nil {
