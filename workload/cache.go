@@ -227,7 +227,7 @@ func (c *cache) issue(s *slot) {
 			c.observer.Issued(report)
 		}
 		var instead minted
-		if err != nil {
+		if err != nil && c.lacks(s) {
 			instead = c.keptFor(entry, s.key)
 		}
 		c.settle(s, got, instead, err)

@@ -42,6 +42,13 @@ func complete(e *Entry, svid *x509svid.SVID) (*SVID, error) {
 	return &SVID{Entry: e, SVID: svid, ChainDER: chain, KeyDER: key}, nil
 }
 
+// lacks reports whether a slot is without an SVID.
+func (c *cache) lacks(s *slot) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return s.svid == nil
+}
+
 // keptFor is the kept SVID of an entry whose SVID cannot be issued now, or nothing.
 func (c *cache) keptFor(e *Entry, key slotKey) minted {
 	if c.ctx.Err() != nil || c.denials.Denied(key.id) {

@@ -95,7 +95,10 @@ func outage(err error) bool {
 func (d *Daemon) openAuthority(_, ctx context.Context, g *errgroup.Group) (func(context.Context), error) {
 	g.Go(func() error { return d.authority.run(ctx, d.authorityBack) })
 	if s, ok := d.kept.(*shelf); ok {
-		g.Go(func() error { return s.follow(ctx, d.authority) })
+		g.Go(func() error {
+			d.sweepKept(ctx, s)
+			return s.follow(ctx, d.authority)
+		})
 	}
 	return nil, nil
 }

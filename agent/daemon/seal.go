@@ -7,12 +7,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"go.uber.org/zap"
 
@@ -65,7 +63,7 @@ func (d *Daemon) buildKeep(ctx context.Context) (*x509bundle.Bundle, error) {
 	}
 	var kept *seal.Kept
 	if err == nil {
-		s.keep, kept, err = seal.OpenKeep(seal.KeepOptions{Dir: filepath.Join(cfg.Agent.State, "svids"), Box: box, TrustDomain: cfg.TrustDomain})
+		s.keep, kept, err = seal.ResumeKeep(seal.KeepOptions{Dir: filepath.Join(cfg.Agent.State, "svids"), Box: box, TrustDomain: cfg.TrustDomain})
 	}
 	switch {
 	case errors.Is(err, seal.ErrUnsafe):
@@ -74,7 +72,6 @@ func (d *Daemon) buildKeep(ctx context.Context) (*x509bundle.Bundle, error) {
 		s.fail(fmt.Errorf("agent.state: %w", err))
 		return nil, nil
 	}
-	s.fill(kept.SVIDs)
 	d.tellDropped(kept.Dropped)
 	return kept.Bundle, nil
 }
@@ -104,65 +101,48 @@ func (d *Daemon) tellDropped(dropped []seal.Dropped) {
 	d.event(&proxy.Record{Event: "kept svids dropped", Effect: proxy.EffectError, Detail: strings.Join(text, "; ")})
 }
 
-// shelf keeps SVIDs for a start without the authority. It implements workload.Kept.
+// shelf keeps SVIDs for a start without the authority. It implements workload.Kept. It reads one when it is asked for: they
+// are on the disk for the day on which they are needed, and the agent of thousands of workloads starts no later for them.
 type shelf struct {
 	keep    *seal.Keep // nil where nothing can be kept
 	log     *zap.Logger
 	problem atomic.Pointer[string]
-
-	mu   sync.Mutex
-	here map[use]*x509svid.SVID // from before the start, until they are replaced or end
-}
-
-// use is a seal.Slot that can be looked up by.
-type use struct {
-	entry string
-	id    spiffeid.ID
-	dns   string
-	ttl   time.Duration
-	lent  bool
-}
-
-func useOf(s seal.Slot) use {
-	return use{s.Entry, s.ID, strings.Join(slices.Sorted(slices.Values(s.DNSNames)), "\x00"), s.TTL, s.Lent}
 }
 
 func slotOf(e *workload.Entry, lent bool) seal.Slot {
 	return seal.Slot{Entry: e.Name, ID: e.ID, DNSNames: e.DNSNames, TTL: e.X509TTL, Lent: lent}
 }
 
-func (s *shelf) fill(svids []seal.SVID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.here = make(map[use]*x509svid.SVID, len(svids))
-	for _, k := range svids {
-		s.here[useOf(k.Slot)] = &x509svid.SVID{ID: k.ID, Certificates: k.Certificates, PrivateKey: k.PrivateKey}
-	}
-}
-
 // Find implements workload.Kept.
 func (s *shelf) Find(e *workload.Entry, lent bool) *x509svid.SVID {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.here[useOf(slotOf(e, lent))]
+	if s.keep == nil {
+		return nil
+	}
+	found, err := s.keep.Find(slotOf(e, lent))
+	if err != nil || found == nil {
+		if err != nil && !errors.Is(err, seal.ErrExpired) {
+			s.log.Warn("a kept SVID is not believed", zap.String("entry", e.Name), zap.Bool("lent", lent), zap.Error(err))
+		}
+		return nil
+	}
+	return &x509svid.SVID{ID: found.ID, Certificates: found.Certificates, PrivateKey: found.PrivateKey}
 }
 
 // Save implements workload.Kept.
 func (s *shelf) Save(svid *workload.SVID, lent bool) {
-	slot := slotOf(svid.Entry, lent)
-	s.mu.Lock()
-	delete(s.here, useOf(slot))
-	now := time.Now()
-	for k, old := range s.here {
-		if !now.Before(old.Certificates[0].NotAfter) {
-			delete(s.here, k) // its key is of no more use
-		}
+	if s.keep != nil {
+		s.note(s.keep.Save(seal.SVID{Slot: slotOf(svid.Entry, lent), Certificates: svid.Certificates, PrivateKey: svid.PrivateKey}))
 	}
-	s.mu.Unlock()
+}
+
+// sweepKept removes what has grown old since the last start. It is not waited for: there may be thousands.
+func (d *Daemon) sweepKept(ctx context.Context, s *shelf) {
 	if s.keep == nil {
 		return
 	}
-	s.note(s.keep.Save(seal.SVID{Slot: slot, Certificates: svid.Certificates, PrivateKey: svid.PrivateKey}))
+	dropped, err := s.keep.Sweep(ctx)
+	s.note(err)
+	d.tellDropped(dropped)
 }
 
 // resave is how long a bundle that could not be written waits for the next attempt.

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"context"
 	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
@@ -25,11 +26,13 @@ import (
 // have ended are never served. Each SVID is in a file of its own, which the next one for the same use replaces.
 //
 // A kept SVID is no less secret than the process's memory that it came from, and no more trusted than its checks: on
-// opening, each is verified with the kept bundle, and what does not open, fit or verify is dropped, with the reason.
+// reading, each is verified with the kept bundle, and what does not open, fit or verify is dropped, with the reason.
 // Who can write into the folder can put back an older bundle together with older SVIDs; they end as they would have.
 type Keep struct {
 	o  KeepOptions
-	mu sync.Mutex
+	mu sync.Mutex // guards what follows
+	// bundle is the one that SVIDs in the folder are believed by; nil when none is kept.
+	bundle *x509bundle.Bundle
 	// files is the end of each SVID by the name of its file; a zero end is a file that did not open, and may yet.
 	files map[string]time.Time
 }
@@ -112,6 +115,18 @@ func (s Slot) file() string {
 // OpenKeep opens the folder and says what is in it. What is not believed, or not valid any more, is removed; what
 // another key sealed, or the disk does not give, is left for a day.
 func OpenKeep(o KeepOptions) (*Keep, *Kept, error) {
+	k, kept, err := ResumeKeep(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := k.sweep(context.Background(), func(s *SVID) { kept.SVIDs = append(kept.SVIDs, *s) })
+	kept.Dropped = append(kept.Dropped, all...)
+	return k, kept, err
+}
+
+// ResumeKeep opens the folder and reads no SVID, of which there may be thousands: [Keep.Find] reads one, and [Keep.Sweep]
+// looks after the rest.
+func ResumeKeep(o KeepOptions) (*Keep, *Kept, error) {
 	if o.Dir == "" || o.Box == nil || o.TrustDomain.IsZero() {
 		return nil, nil, errors.New("seal: keep: folder, box and trust domain must be given")
 	}
@@ -121,43 +136,89 @@ func OpenKeep(o KeepOptions) (*Keep, *Kept, error) {
 	if err := privateDir(o.Dir); err != nil {
 		return nil, nil, err
 	}
-	entries, err := os.ReadDir(o.Dir)
-	if err != nil {
-		return nil, nil, fmt.Errorf("seal: keep: %w", err)
-	}
 	k, kept := &Keep{o: o, files: make(map[string]time.Time)}, new(Kept)
-	drop := func(name string, err error) {
-		kept.Dropped = append(kept.Dropped, Dropped{name, err})
-		if !k.spared(name, err) {
-			_ = os.Remove(filepath.Join(o.Dir, name))
-		}
-	}
+	var err error
 	switch kept.Bundle, err = k.loadBundle(); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		drop(bundleFile, err)
+		kept.Dropped = append(kept.Dropped, k.drop(bundleFile, err))
+	}
+	k.bundle = kept.Bundle
+	return k, kept, nil
+}
+
+// Sweep removes what is not believed, or not valid any more, as OpenKeep does, and says what that was. SVIDs can be saved
+// and found meanwhile.
+func (k *Keep) Sweep(ctx context.Context) ([]Dropped, error) {
+	return k.sweep(ctx, func(*SVID) {})
+}
+
+func (k *Keep) sweep(ctx context.Context, found func(*SVID)) (dropped []Dropped, err error) {
+	entries, err := os.ReadDir(k.o.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("seal: keep: %w", err)
 	}
 	for _, e := range entries {
-		name := e.Name()
-		switch {
-		case strings.HasPrefix(name, tempPrefix):
-			_ = os.Remove(filepath.Join(o.Dir, name))
-			continue
-		case !strings.HasSuffix(name, svidEnding):
-			continue
-		case len(k.files) >= mostSVIDs:
-			drop(name, ErrFull)
-			continue
+		if ctx.Err() != nil {
+			return dropped, nil
 		}
-		svid, err := k.load(name, kept.Bundle)
-		if err != nil {
-			drop(name, err)
-			continue
+		svid, gone := k.look(e.Name())
+		if svid != nil {
+			found(svid)
 		}
-		k.files[name] = svid.Certificates[0].NotAfter
-		kept.SVIDs = append(kept.SVIDs, *svid)
+		if gone != nil {
+			dropped = append(dropped, *gone)
+		}
 	}
-	return k, kept, nil
+	return dropped, nil
+}
+
+// look reads a file that nobody has looked at, and drops what it does not believe.
+func (k *Keep) look(name string) (*SVID, *Dropped) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, known := k.files[name]; known {
+		return nil, nil
+	}
+	err := error(ErrFull)
+	switch {
+	case strings.HasPrefix(name, tempPrefix): // nobody writes now, so nobody will finish it
+		_ = os.Remove(filepath.Join(k.o.Dir, name))
+		return nil, nil
+	case !strings.HasSuffix(name, svidEnding):
+		return nil, nil
+	case len(k.files) < mostSVIDs:
+		var svid *SVID
+		if svid, err = k.load(name, k.bundle); err == nil {
+			k.files[name] = svid.Certificates[0].NotAfter
+			return svid, nil
+		}
+	}
+	gone := k.drop(name, err)
+	return nil, &gone
+}
+
+// drop removes a file that is not believed, unless that may change. The caller holds mu, or is alone.
+func (k *Keep) drop(name string, err error) Dropped {
+	if !k.spared(name, err) {
+		_ = os.Remove(filepath.Join(k.o.Dir, name))
+	}
+	return Dropped{name, err}
+}
+
+// Find reads the SVID for a use: nil when none is kept, and an error when the one that is there is not to be believed, or
+// not valid any more.
+func (k *Keep) Find(s Slot) (*SVID, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	svid, err := k.load(s.file(), k.bundle)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return svid, nil
 }
 
 // spared reports whether a file that is not believed stays where it is, and counts it.
@@ -231,7 +292,11 @@ func (k *Keep) SaveBundle(b *x509bundle.Bundle) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return write(filepath.Join(k.o.Dir, bundleFile), sealed, true)
+	if err := write(filepath.Join(k.o.Dir, bundleFile), sealed, true); err != nil {
+		return err
+	}
+	k.bundle = b.Clone()
+	return nil
 }
 
 // prune removes SVIDs that have ended. The caller holds mu.

@@ -274,6 +274,55 @@ func TestKeepIsNotBelieved(t *testing.T) {
 	}
 }
 
+// A folder of thousands is not read at a start: what is asked for is, by the same checks, and the rest is swept.
+func TestKeepFindsOneByOne(t *testing.T) {
+	c := newClinic(t)
+	box := newBox(t, 1)
+	k, _ := c.open(t, box)
+	ehr, short, torn := c.svid(t, "ehr", time.Hour), c.svid(t, "portal", time.Minute), c.svid(t, "lab", time.Hour)
+	c.save(t, k, torn)
+	files, err := filepath.Glob(c.dir + "/*.svid")
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	if err := os.Truncate(files[0], 100); err != nil {
+		t.Fatal(err)
+	}
+	c.save(t, k, ehr, short)
+	c.forward(2 * time.Minute)
+
+	k, kept, err := seal.ResumeKeep(seal.KeepOptions{Dir: c.dir, Box: box, TrustDomain: domain, Clock: c.now})
+	if err != nil || !kept.Bundle.Equal(c.X509Bundle()) || len(kept.SVIDs) != 0 {
+		t.Fatalf("%+v, %v", kept, err)
+	}
+	if got, err := k.Find(ehr.Slot); err != nil || got == nil || !got.Certificates[0].Equal(ehr.Certificates[0]) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := k.Find(short.Slot); got != nil || !errors.Is(err, seal.ErrExpired) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := k.Find(torn.Slot); got != nil || err == nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := k.Find(seal.Slot{Entry: "nobody", ID: ehr.ID}); got != nil || err != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+	fresh := c.svid(t, "lab", time.Hour)
+	c.save(t, k, fresh) // before the sweep comes to it
+	dropped, err := k.Sweep(t.Context())
+	if err != nil || len(dropped) != 1 || !errors.Is(dropped[0].Err, seal.ErrExpired) {
+		t.Errorf("dropped %v, %v", dropped, err)
+	}
+	for _, s := range []seal.SVID{ehr, fresh} {
+		if got, err := k.Find(s.Slot); err != nil || got == nil {
+			t.Errorf("%s after the sweep: %+v, %v", s.Entry, got, err)
+		}
+	}
+	if left, err := filepath.Glob(c.dir + "/*.svid"); err != nil || len(left) != 2 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 // TestKeepAtOnce: many tasks save, and every SVID that was saved last for its use is there.
 func TestKeepAtOnce(t *testing.T) {
 	c := newClinic(t)

@@ -37,7 +37,7 @@ func statusOf(err error) error {
 	case errors.Is(r.Err, workload.ErrUnavailable):
 		text = "an identity is enrolled for this process, but no valid SVID or bundle can be had at this moment; retry"
 	case errors.Is(r.Err, workload.ErrClosed):
-		text = errStopping.Error()
+		text = "the agent is shutting down"
 	default:
 		text = "the facts about this process could not be read; retry"
 	}

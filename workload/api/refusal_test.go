@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -62,27 +60,4 @@ func TestDescribeIsBounded(t *testing.T) {
 	if got := describe(attest.Attestation{Selectors: attest.NewSelectors(many...)}); len(got) > maxDescription+50 || !strings.Contains(got, "more") {
 		t.Errorf("%d bytes: %q", len(got), got)
 	}
-}
-
-func TestUsersWhoHaveGoneAreForgotten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		limits, err := Limits{}.filled()
-		if err != nil {
-			t.Fatal(err)
-		}
-		tenants := newTenants(limits)
-		for uid := range uint32(sweepAt) {
-			if reason := tenants.openConn(uid); reason != "" {
-				t.Fatal(reason)
-			}
-			if uid > 0 {
-				tenants.closeConn(uid)
-			}
-		}
-		time.Sleep(time.Second)
-		tenants.openConn(sweepAt)
-		if n := len(tenants.users); n != 2 { // the one who stays and the one who comes
-			t.Errorf("%d users are remembered", n)
-		}
-	})
 }

@@ -3,12 +3,12 @@ package api
 import (
 	"context"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	spiffe "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/wardmesh/ward/workload"
+	"github.com/wardmesh/ward/workload/endpoint"
 )
 
 // handler is the Workload API itself. WAPI §2: it MUST NOT be extended; more services stand beside it.
@@ -29,16 +29,16 @@ func (h *handler) FetchX509Bundles(_ *spiffe.X509BundlesRequest, stream spiffe.S
 
 // watch sends each update until the process is entitled to none.
 func (h *handler) watch(ctx context.Context, want workload.Want, send func(workload.Update) error) error {
-	p, err := peerOf(ctx)
+	c, err := endpoint.ConnOf(ctx)
 	if err != nil {
 		return err
 	}
-	return statusOf(h.watcher.Watch(ctx, p.process, want, send))
+	return statusOf(h.watcher.Watch(ctx, c.Process, want, send))
 }
 
 // svidResponse is the complete state: WAPI §4.3, every message MUST include the full set of information.
 func svidResponse(u workload.Update) *spiffe.X509SVIDResponse {
-	bundle := bundleDER(u.Bundle)
+	bundle := endpoint.BundleDER(u.Bundle)
 	r := &spiffe.X509SVIDResponse{Svids: make([]*spiffe.X509SVID, len(u.SVIDs))}
 	for i, s := range u.SVIDs { // WAPI §8: the default identity is the first
 		r.Svids[i] = &spiffe.X509SVID{
@@ -46,36 +46,15 @@ func svidResponse(u workload.Update) *spiffe.X509SVIDResponse {
 			X509Svid:    s.ChainDER,
 			X509SvidKey: s.KeyDER,
 			Bundle:      bundle,
-			Hint:        uniqueHint(u.SVIDs, i),
+			Hint:        endpoint.UniqueHint(i, func(j int) string { return u.SVIDs[j].Entry.Hint }),
 		}
 	}
 	return r
 }
 
-// uniqueHint is the hint of the i-th identity, or "" where an earlier one has it already. WAPI §5.2.1: a
-// server MUST ensure that a hint that is set is unique in the response, and a client that meets one twice
-// keeps the first message only. Leaving the hint out keeps both: every identity granted is in the response
-// (WAPI §5.2.1), and the one that the client would have picked is the one that still bears the hint.
-func uniqueHint(svids []*workload.SVID, i int) string {
-	for _, earlier := range svids[:i] {
-		if earlier.Entry.Hint == svids[i].Entry.Hint {
-			return ""
-		}
-	}
-	return svids[i].Entry.Hint
-}
-
 // bundlesResponse has the server's own trust domain, keyed by its SPIFFE ID: WAPI §5.2.2.
 func bundlesResponse(u workload.Update) *spiffe.X509BundlesResponse {
-	return &spiffe.X509BundlesResponse{Bundles: map[string][]byte{u.Bundle.TrustDomain().IDString(): bundleDER(u.Bundle)}}
-}
-
-// bundleDER is the certificates one after the other, without padding: WAPI §5.1.
-func bundleDER(b *x509bundle.Bundle) (der []byte) {
-	for _, c := range b.X509Authorities() {
-		der = append(der, c.Raw...)
-	}
-	return der
+	return &spiffe.X509BundlesResponse{Bundles: map[string][]byte{u.Bundle.TrustDomain().IDString(): endpoint.BundleDER(u.Bundle)}}
 }
 
 // Profiles that are off. WAPI §1: operators MAY disable a profile; §7: all RPCs of the WIT profile MUST

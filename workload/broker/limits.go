@@ -1,9 +1,9 @@
 package broker
 
 import (
-	"errors"
-	"sync"
-	"time"
+	"fmt"
+
+	"github.com/wardmesh/ward/workload/endpoint"
 )
 
 // Limits bound what can be taken of the server. A zero field stands for its default.
@@ -15,97 +15,19 @@ type Limits struct {
 }
 
 func (l Limits) filled() (Limits, error) {
-	for _, f := range []struct {
-		field   *int
-		initial int
-	}{{&l.Conns, 32}, {&l.Strangers, 16}, {&l.RatePerUID, 20}, {&l.Streams, 16384}} {
-		switch {
-		case *f.field < 0:
-			return l, errors.New("workload broker: a limit is negative")
-		case *f.field == 0:
-			*f.field = f.initial
-		}
+	if err := endpoint.Fill(
+		endpoint.Limit{Field: &l.Conns, Initial: 32}, endpoint.Limit{Field: &l.Strangers, Initial: 16},
+		endpoint.Limit{Field: &l.RatePerUID, Initial: 20}, endpoint.Limit{Field: &l.Streams, Initial: 16384},
+	); err != nil {
+		return l, fmt.Errorf("workload broker: %w", err)
 	}
 	return l, nil
 }
 
-// sweepAt is how many users' rates are remembered before those that are at rest are forgotten.
-const sweepAt = 1024
-
-// places counts what is open.
-type places struct {
-	l Limits
-
-	mu        sync.Mutex
-	rates     map[uint32]time.Time // GCRA: when the user's next connection would be due at the steady rate
-	conns     int
-	strangers int
-	streams   int
-}
-
-func newPlaces(l Limits) *places { return &places{l: l, rates: make(map[uint32]time.Time)} }
-
-// pace charges a connection to the rate of its user and returns why not, or "".
-func (p *places) pace(uid uint32) (reason string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	if len(p.rates) >= sweepAt {
-		for other, due := range p.rates {
-			if due.Before(now) {
-				delete(p.rates, other)
-			}
-		}
-	}
-	due := p.rates[uid]
-	if due.Before(now) {
-		due = now
-	}
-	due = due.Add(time.Second / time.Duration(p.l.RatePerUID))
-	if due.Sub(now) > 2*time.Second {
-		return "user-rate"
-	}
-	p.rates[uid] = due
-	return ""
-}
-
-// openConn returns how to give the place back, or why there is none.
-func (p *places) openConn(stranger bool) (leave func(), reason string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n, most, reason := &p.conns, p.l.Conns, "all-connections"
+// room is where a connection has its place: brokers do not share theirs with strangers.
+func (l Limits) room(stranger bool) endpoint.Room {
 	if stranger {
-		n, most, reason = &p.strangers, p.l.Strangers, "strangers"
+		return endpoint.Room{Name: "strangers", Most: l.Strangers}
 	}
-	if *n >= most {
-		return nil, reason
-	}
-	*n++
-	return func() {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		*n--
-	}, ""
-}
-
-func (p *places) openStream() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.streams >= p.l.Streams {
-		return false
-	}
-	p.streams++
-	return true
-}
-
-func (p *places) closeStream() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.streams--
-}
-
-func (p *places) counts() (conns, streams int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.conns + p.strangers, p.streams
+	return endpoint.Room{Name: "all-connections", Most: l.Conns}
 }

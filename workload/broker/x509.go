@@ -5,12 +5,12 @@ import (
 	"io"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	spiffe "github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/wardmesh/ward/workload"
+	"github.com/wardmesh/ward/workload/endpoint"
 )
 
 // handler is the Broker API itself. BA §2: RPCs MUST NOT be added or modified.
@@ -35,11 +35,12 @@ func (h *handler) SubscribeToX509Bundles(r *spiffe.SubscribeToX509BundlesRequest
 
 // lend answers for the referenced process until it is entitled to nothing more.
 func (h *handler) lend(ctx context.Context, reference *spiffe.WorkloadReference, want workload.Want, send func(workload.Update) error) error {
-	info, err := peerOf(ctx)
+	c, err := endpoint.ConnOf(ctx)
 	if err != nil {
 		return err
 	}
-	report := workload.Visit{Want: want, Broker: info.broker}
+	broker := brokerOf(c)
+	report := workload.Visit{Want: want, Broker: broker}
 	// BA §3.1.1: exactly one reference, of a type that is understood.
 	ref, err := Unpack(reference)
 	if err != nil {
@@ -59,41 +60,22 @@ func (h *handler) lend(ctx context.Context, reference *spiffe.WorkloadReference,
 	if c, ok := process.(io.Closer); ok {
 		defer func() { _ = c.Close() }()
 	}
-	return statusOf(h.lender.Lend(ctx, info.broker, process, want, send))
+	return statusOf(h.lender.Lend(ctx, broker, process, want, send))
 }
 
 // svidResponse is the complete state: BA §4.4, every message MUST include the full set of information.
 func svidResponse(u workload.Update) *spiffe.SubscribeToX509SVIDResponse {
-	bundle := bundleDER(u.Bundle)
+	bundle := endpoint.BundleDER(u.Bundle)
 	r := &spiffe.SubscribeToX509SVIDResponse{Svids: make([]*spiffe.X509SVID, len(u.SVIDs))}
 	for i, s := range u.SVIDs { // BA §5.3, WAPI §8: the default identity is the first
-		r.Svids[i] = &spiffe.X509SVID{SpiffeId: s.ID.String(), X509Svid: s.ChainDER, X509SvidKey: s.KeyDER, Bundle: bundle, Hint: uniqueHint(u.SVIDs, i)}
+		r.Svids[i] = &spiffe.X509SVID{SpiffeId: s.ID.String(), X509Svid: s.ChainDER, X509SvidKey: s.KeyDER, Bundle: bundle, Hint: endpoint.UniqueHint(i, func(j int) string { return u.SVIDs[j].Entry.Hint })}
 	}
 	return r
 }
 
-// uniqueHint is the hint of the i-th identity, or "" where an earlier one has it already. BA §5.2.1: a hint that is set
-// MUST be unique in the response; a client that meets one twice would take the first.
-func uniqueHint(svids []*workload.SVID, i int) string {
-	for _, earlier := range svids[:i] {
-		if earlier.Entry.Hint == svids[i].Entry.Hint {
-			return ""
-		}
-	}
-	return svids[i].Entry.Hint
-}
-
 // bundlesResponse has the server's own trust domain, keyed by its SPIFFE ID: BA §5.2.2.
 func bundlesResponse(u workload.Update) *spiffe.SubscribeToX509BundlesResponse {
-	return &spiffe.SubscribeToX509BundlesResponse{Bundles: map[string][]byte{u.Bundle.TrustDomain().IDString(): bundleDER(u.Bundle)}}
-}
-
-// bundleDER is the certificates one after the other.
-func bundleDER(b *x509bundle.Bundle) (der []byte) {
-	for _, c := range b.X509Authorities() {
-		der = append(der, c.Raw...)
-	}
-	return der
+	return &spiffe.SubscribeToX509BundlesResponse{Bundles: map[string][]byte{u.Bundle.TrustDomain().IDString(): endpoint.BundleDER(u.Bundle)}}
 }
 
 // BA §1: operators MAY administratively disable a profile.
