@@ -128,8 +128,6 @@ func (w *world) bypass(ctx context.Context) {
 		for _, t := range tricks() {
 			records := trail[answers[t.name].decision()]
 			switch last := len(records) - 1; {
-			case last < 0 && t.cause != "" && folds(t.cause):
-				// Refusals of what is not even HTTP may be counted together.
 			case last < 0:
 				return "", fmt.Errorf("%s: no record of decision %q", t.name, answers[t.name].decision())
 			case t.cause != "" && records[last].Cause != t.cause:
@@ -139,9 +137,6 @@ func (w *world) bypass(ctx context.Context) {
 		return fmt.Sprintf("tells the cause of each of %d", len(answers)), nil
 	})
 }
-
-// folds reports whether refusals for this cause are counted together in the trail once there are many.
-func folds(cause string) bool { return cause == "malformed" || cause == "headers" }
 
 // people are whose tokens the tricks carry, and the users as whom their applications run.
 var people = []struct {

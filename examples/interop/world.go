@@ -134,6 +134,10 @@ func (w *world) workloadAPI() string {
 
 // yaml is ward's config, as an operator would write it.
 func (w *world) yaml() string {
+	refusals := "" // as many records as it is by itself
+	if w.Lenient != "" {
+		refusals = ", refusals: 1000"
+	}
 	return fmt.Sprintf(`trust_domain: %[1]s
 authority: {dir: %[2]s/state/authority}
 agent: {socket: %[2]s/run/workload.sock}
@@ -160,9 +164,9 @@ bindings:
   - {client_id: directory, workloads: [/app/scraper]}
   - {client_id: night-export, workloads: [/etl/night]}
 policies: {dir: %[2]s/state/policy}
-audit: {dir: %[2]s/state/audit}
+audit: {dir: %[2]s/state/audit%[14]s}
 mesh: {dns: '127.77.0.53:53', listen: '%[13]s', sockets: %[2]s/run/egress}
-`, domain, w.Dir, uidEHR, uidPortal, uidScraper, uidNight, uidAuditor, mesh, ingress, w.fhirSocket(), issuer, w.clinic.Audience, egress)
+`, domain, w.Dir, uidEHR, uidPortal, uidScraper, uidNight, uidAuditor, mesh, ingress, w.fhirSocket(), issuer, w.clinic.Audience, egress, refusals)
 }
 
 // cast names the parts that nobody here has written.
