@@ -72,18 +72,22 @@ func (w *world) startFHIR(ctx context.Context) (err error) {
 }
 
 // runLive is the program, in its namespaces, with -live.
-func (w *world) runLive(ctx context.Context, calls int, stderr io.Writer) {
+func (w *world) runLive(ctx context.Context, calls int, only string, stderr io.Writer) {
 	l := &live{world: w, calls: calls}
 	l.roles = l.newRoles()
 	defer func() { _ = l.stopRoles(context.Background()) }()
 	failed := w.report.failed
-	for _, phase := range []func(context.Context){
-		l.begin, l.checkIdle, l.checkLoad, l.lengthen, l.checkLatency, l.checkStreams, l.checkUpgrade, l.checkKills, l.checkAttacks, l.checkWhole,
-	} {
+	for _, phase := range []struct {
+		name string
+		run  func(context.Context)
+	}{{"begin", l.begin}, {"idle", l.checkIdle}, {"load", l.checkLoad}, {"begin", l.lengthen}, {"latency", l.checkLatency}, {"streams", l.checkStreams},
+		{"upgrade", l.checkUpgrade}, {"kill", l.checkKills}, {"attack", l.checkAttacks}, {"whole", l.checkWhole}} {
 		if ctx.Err() != nil || l.roles["egress"].process == nil && w.report.failed > failed {
 			break
 		}
-		phase(ctx)
+		if phase.name == "begin" || only == "" || strings.Contains(only, phase.name) {
+			phase.run(ctx)
+		}
 	}
 	if w.report.failed > failed {
 		for _, name := range roleNames {
@@ -206,7 +210,7 @@ func (l *live) lengthen(ctx context.Context) {
 		if err := l.stopRoles(ctx); err != nil {
 			return "", err
 		}
-		if err := os.RemoveAll(l.at("var", "authority")); err != nil {
+		if err := errors.Join(os.RemoveAll(l.at("var", "authority")), os.RemoveAll(l.at("var", "agent"))); err != nil {
 			return "", err
 		}
 		if err := l.layOutRoles(); err != nil {

@@ -47,7 +47,7 @@ func act(stdin io.Reader, stdout io.Writer) int {
 		cancel()
 	}()
 	do := map[string]func(context.Context, errand, *voice) error{"load": actLoad, "watch": actWatch, "hold": actHold, "streams": actStreams,
-		"linger": actLinger, "squat": actSquat, "try": actTry}[e.Do]
+		"linger": actLinger, "inherit": actInherit}[e.Do]
 	if do == nil {
 		fmt.Fprintln(os.Stderr, "nobody does", e.Do)
 		return 2

@@ -168,7 +168,7 @@ func (l *live) checkUpgrade(ctx context.Context) {
 
 // checkKills kills each role under load. Only what is under way in the process may fail, and the trail says so.
 func (l *live) checkKills(ctx context.Context) {
-	for _, name := range roleNames {
+	for _, name := range []string{"agent", "egress", "ingress"} {
 		l.report.check("SIGKILL of "+name+" under load", func() (string, error) {
 			ld, err := l.begins(150)
 			if err != nil {
@@ -191,7 +191,7 @@ func (l *live) checkKills(ctx context.Context) {
 			if len(t.failed) > loops || name == "agent" && len(t.failed) > 0 {
 				return "", fmt.Errorf("more failed than were under way: %w", t.none())
 			}
-			recorded, err := l.recorded(ctx, name, before, t)
+			recorded, err := l.recorded(ctx, name, ld.from, t)
 			if err != nil {
 				return "", err
 			}

@@ -22,6 +22,7 @@ type application struct {
 
 	mu   sync.Mutex
 	said []said
+	fine int           // of those, without an error
 	more chan struct{} // closed when there is more
 }
 
@@ -45,6 +46,9 @@ func (l *live) send(name string, uid int, e errand) (*application, error) {
 			}
 			a.mu.Lock()
 			a.said = append(a.said, s)
+			if s.Error == "" {
+				a.fine++
+			}
 			close(a.more)
 			a.more = make(chan struct{})
 			a.mu.Unlock()
@@ -78,11 +82,17 @@ func (a *application) heard(ctx context.Context, n int, is func(said) bool) (sai
 	}
 }
 
-// count is how many lines there are.
+// count is how many lines there are, and answered how many of them tell of a success.
 func (a *application) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return len(a.said)
+}
+
+func (a *application) answered() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.fine
 }
 
 // dismiss lets the application end in its own time, and gives all that it has said.
@@ -124,22 +134,32 @@ func (l *live) begins(rate int) (*load, error) {
 	return ld, nil
 }
 
+// count is how many calls have succeeded so far.
 func (ld *load) count() (n int) {
 	for _, a := range ld.apps {
-		n += a.count()
+		n += a.answered()
 	}
 	return n
 }
 
-// until waits until done, and until there were so many calls.
+// until waits until done, and until there were so many calls that did not fail. Where calls fail, it does not wait long.
 func (ld *load) until(ctx context.Context, calls int, done <-chan error) (err error) {
-	tick := time.NewTicker(50 * time.Millisecond)
+	tick, last, since := time.NewTicker(50*time.Millisecond), -1, time.Now()
 	defer tick.Stop()
-	for done != nil || ld.count() < calls {
+	for {
+		n := ld.count()
+		if n > last {
+			last, since = n, time.Now()
+		}
+		switch {
+		case done == nil && n >= calls:
+			return nil
+		case time.Since(since) > patience/2:
+			return fmt.Errorf("no call has succeeded for %s", patience/2)
+		}
 		select {
-		case err, _ = <-done:
-			done = nil
-			if err != nil {
+		case err := <-done:
+			if done = nil; err != nil {
 				return err
 			}
 		case <-tick.C:
@@ -147,7 +167,6 @@ func (ld *load) until(ctx context.Context, calls int, done <-chan error) (err er
 			return ctx.Err()
 		}
 	}
-	return nil
 }
 
 // tally is what became of the calls.

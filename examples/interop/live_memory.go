@@ -48,3 +48,51 @@ func (r *role) resident() (float64, error) {
 	}
 	return strconv.ParseFloat(strings.TrimSuffix(v, " kB"), 64)
 }
+
+// checkStreams has 2,000 processes' worth of streams open, and looks at what each costs the agent.
+func (l *live) checkStreams(ctx context.Context) {
+	l.report.check("memory of streams", func() (string, error) {
+		const users = 5 // each has its share of connections
+		var entries strings.Builder
+		entries.WriteString("workloads:\n")
+		for i := range users {
+			fmt.Fprintf(&entries, "  - {id: /live/fleet-%d, select: {unix.uid: %d}}\n", i, uidFleet+i)
+		}
+		if err := l.replaceFile("fleet.yaml", entries.String()); err != nil {
+			return "", err
+		}
+		defer func() { _ = l.removeFile("fleet.yaml") }()
+		before, err := l.roles["agent"].resident()
+		if err != nil {
+			return "", err
+		}
+		var fleet []*application
+		for i := range users {
+			a, err := l.send(fmt.Sprintf("streams-%d", i), uidFleet+i, errand{Do: "streams", Count: streams / users})
+			if err != nil {
+				return "", err
+			}
+			fleet = append(fleet, a)
+		}
+		defer func() {
+			for _, a := range fleet {
+				_, _ = a.dismiss(ctx)
+			}
+		}()
+		for _, a := range fleet {
+			if _, err := a.heard(ctx, 0, func(s said) bool { return s.What == "open" }); err != nil {
+				return "", err
+			}
+		}
+		after, err := l.roles["agent"].resident()
+		if err != nil {
+			return "", err
+		}
+		each := (after - before) / streams
+		said := fmt.Sprintf("%d streams on as many connections: the agent grew from %.1f to %.1f MiB, %.1f KiB each (at most %.0f)", streams, before/1024, after/1024, each, streamMost)
+		if each > streamMost {
+			return "", fmt.Errorf("%s", said)
+		}
+		return said, nil
+	})
+}

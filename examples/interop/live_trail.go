@@ -9,7 +9,7 @@ import (
 
 // recorded says what the trail knows of the calls of one phase, in which a role was killed: every call that was answered
 // is in it, and of those that were under way, the ones that may have happened are intents without an outcome.
-func (l *live) recorded(ctx context.Context, role string, killed time.Time, t tally) (string, error) {
+func (l *live) recorded(ctx context.Context, role string, from time.Time, t tally) (string, error) {
 	trail, err := l.trail(ctx)
 	if err != nil {
 		return "", err
@@ -29,7 +29,7 @@ func (l *live) recorded(ctx context.Context, role string, killed time.Time, t ta
 	for _, records := range trail {
 		intent, outcome := false, false
 		for _, r := range records {
-			if r.Time.Before(killed.Add(-5 * time.Second)) {
+			if r.Time.Before(from) {
 				continue
 			}
 			intent, outcome = intent || r.Stage == "intent", outcome || r.Stage == "outcome"

@@ -43,6 +43,7 @@ type options struct {
 	bypass  bool
 	live    bool
 	calls   int
+	only    string
 	cache   string
 	ward    string
 	inside  string
@@ -65,6 +66,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	flags.BoolVar(&o.bypass, "bypass", false, "try the tricks of FHIR's bypass table against a lenient FHIR server, instead of the checks")
 	flags.BoolVar(&o.live, "live", false, "run the roles apart under load while everything changes, and attack them, instead of the checks")
 	flags.IntVar(&o.calls, "calls", 10000, "with -live: so `many` calls while everything changes")
+	flags.StringVar(&o.only, "only", "", "with -live: only these `phases` of idle, load, latency, streams, upgrade, kill, attack, whole")
 	flags.StringVar(&o.cache, "cache", "", "`folder` for what npm and pip install (default $XDG_CACHE_HOME/ward-interop)")
 	flags.StringVar(&o.ward, "ward", "", "a ward `binary` to check, instead of one built from this repository")
 	flags.StringVar(&o.inside, "inside", "", "used by the program itself, once it is in its namespaces")
@@ -121,7 +123,7 @@ func outside(ctx context.Context, o options, stdout, stderr io.Writer) (lacking 
 	if err != nil {
 		return nil, err
 	}
-	args := []string{"-inside", dir, "-crash", fmt.Sprint(o.crash), fmt.Sprintf("-bypass=%v", o.bypass), fmt.Sprintf("-live=%v", o.live), "-calls", fmt.Sprint(o.calls)}
+	args := []string{"-inside", dir, "-crash", fmt.Sprint(o.crash), fmt.Sprintf("-bypass=%v", o.bypass), fmt.Sprintf("-live=%v", o.live), "-calls", fmt.Sprint(o.calls), "-only", o.only}
 	if o.verbose {
 		args = append(args, "-v")
 	}
@@ -173,7 +175,7 @@ func inside(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	case o.bypass:
 		w.bypass(ctx)
 	case o.live:
-		w.runLive(ctx, o.calls, stderr)
+		w.runLive(ctx, o.calls, o.only, stderr)
 	case o.crash > 0:
 		w.crash(ctx, o.crash)
 	default:

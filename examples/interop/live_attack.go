@@ -1,0 +1,5 @@
+package main
+
+import "context"
+
+func (l *live) checkAttacks(ctx context.Context) {}
