@@ -243,6 +243,9 @@ func (c *outbound) refuse(err error) {
 	rec := c.record()
 	rec.Stage = StageRefusal
 	answer := refusal(rec, err, c.decision)
+	if c.local != nil && c.local.refused != nil {
+		answer.Close = true // who has an identity is decided when it connects, and may be decided otherwise by then
+	}
 	c.ended = true
 	recordRefusal(c.Audit, rec)
 	_, _ = c.x.Commit(answer)

@@ -27,10 +27,10 @@ func (w *world) audited(change func(*proxy.EgressOptions)) {
 func TestRefusedProcessIsNamed(t *testing.T) {
 	w := newWorld(t, setup{})
 	const who = "pid 4711, uid 1001"
-	c := w.dialEgress(w.process("/app/nobody", func(p *process) {
+	nobody := w.process("/app/nobody", func(p *process) {
 		p.refused = proxy.OfProcess(who, proxy.Refuse(proxy.CauseNoIdentity, "process matches no entry"))
-	}))
-	a := send(t, c, request("GET /fhir/Patient/a", ""))
+	})
+	a := send(t, w.dialEgress(nobody), request("GET /fhir/Patient/a", ""))
 	w.checkRefusal(t, a, proxy.HopEgress, proxy.CauseNoIdentity)
 	if r := w.trail.of(proxy.HopEgress, a.decision())[0]; r.Process != who {
 		t.Errorf("%s", toJSON(r))
@@ -38,7 +38,7 @@ func TestRefusedProcessIsNamed(t *testing.T) {
 	if contains(a.body, "1001") || contains(a.body, "4711") {
 		t.Errorf("the caller is told: %s", a.body)
 	}
-	a = send(t, c, "junk\r\n\r\n") // not even a request
+	a = send(t, w.dialEgress(nobody), "junk\r\n\r\n") // not even a request
 	if r := w.trail.of(proxy.HopEgress, a.decision())[0]; r.Process != who || r.Cause != proxy.CauseMalformed {
 		t.Errorf("%s", toJSON(r))
 	}
@@ -78,11 +78,11 @@ func TestRefusalsOfOneUserLeaveAnothersBudget(t *testing.T) {
 			t.Fatalf("%d %s", a.status, a.body)
 		}
 	}
-	other := w.dialEgress(w.process("/app/nobody", func(p *process) {
+	other := w.process("/app/nobody", func(p *process) {
 		p.refused = proxy.OfProcess("pid 7, uid 1002", proxy.Refuse(proxy.CauseNoIdentity, "no entry"))
-	}))
+	})
 	for range 10 {
-		a := send(t, other, request("GET /fhir/Patient/a", ""))
+		a := send(t, w.dialEgress(other), request("GET /fhir/Patient/a", ""))
 		if got := w.trail.of(proxy.HopEgress, a.decision()); len(got) != 1 || got[0].Process != "pid 7, uid 1002" {
 			t.Fatalf("a refusal of the other user's is not recorded: %s", toJSON(got))
 		}

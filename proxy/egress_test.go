@@ -99,22 +99,25 @@ func TestOwnSocketIsForOneService(t *testing.T) {
 	w.upstream.untouched(t)
 }
 
-// A process that matches no entry is told so, at each request.
+// A process that matches no entry is told so at each request, for which it connects anew.
 func TestProcessWithoutIdentity(t *testing.T) {
 	for cause, refused := range map[proxy.Cause]error{
 		proxy.CauseNoIdentity: proxy.Refuse(proxy.CauseNoIdentity, "process matches no entry (unix:uid:33)"),
 		proxy.CauseDenyList:   proxy.Refuse(proxy.CauseDenyList, "denied"),
 	} {
 		w := newWorld(t, setup{})
-		c := w.dialEgress(w.process("/app/nobody", func(p *process) { p.refused = refused }))
+		p := w.process("/app/nobody", func(p *process) { p.refused = refused })
 		for range 2 {
-			a := send(t, c, request("GET /fhir/Patient/a", "", bearer(w.token())))
+			a := send(t, w.dialEgress(p), request("GET /fhir/Patient/a", "", bearer(w.token())))
 			w.checkRefusal(t, a, proxy.HopEgress, cause)
 			if r := w.trail.of(proxy.HopEgress, a.decision())[0]; r.Caller != "" || r.Remote == "" {
 				t.Errorf("%s", toJSON(r))
 			}
 			if contains(a.body, "uid") {
 				t.Errorf("selectors are told: %s", a.body)
+			}
+			if !a.close {
+				t.Error("the connection stays, and with it what was decided when it was made")
 			}
 		}
 		w.upstream.untouched(t)

@@ -15,7 +15,8 @@ import (
 // The agent's side: who is this process, and what is it entitled to?
 
 func (d *Daemon) buildIdentities(context.Context) (err error) {
-	attestors, err := hostAttestors(d.units, asksForHash(d.config()))
+	d.hashes.Store(asksForHash(d.config()))
+	attestors, err := hostAttestors(d.units, d.hashes.Load)
 	if err != nil {
 		return err
 	}

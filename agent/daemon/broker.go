@@ -19,7 +19,8 @@ func (d *Daemon) buildBroker(attestors []attest.Attestor) (err error) {
 			return d.pinner.Resolve(ctx, r)
 		},
 		Brokers: func() ([]attest.Selectors, <-chan struct{}) {
-			return []attest.Selectors{selectors(d.config().Agent.Wards.Egress)}, nil
+			changed := d.changed() // first: what changes from here on closes it
+			return []attest.Selectors{selectors(d.config().Agent.Wards.Egress)}, changed
 		},
 	})
 	return err

@@ -58,6 +58,9 @@ func newClinic(tb testing.TB) *clinic {
 	c := &clinic{TB: tb, dir: dir, file: filepath.Join(dir, "etc", "ward.yaml"), keys: map[string]*ecdsa.PrivateKey{}, ports: freePorts(tb, 3)}
 	c.upstream = newUpstream(tb, filepath.Join(dir, "fhir.sock"))
 	c.issuer("op.json")
+	if err := os.Mkdir(filepath.Join(dir, "state"), 0o700); err != nil {
+		tb.Fatal(err)
+	}
 	c.put("etc/policy/a.cedar", physician)
 	c.put("etc/ward.yaml", fmt.Sprintf(`trust_domain: clinic.test
 authority: {dir: %[1]s/state/authority}
@@ -425,4 +428,13 @@ func (u *upstream) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_, _ = io.WriteString(w, `{"resourceType":"Patient","id":"a"}`)
+}
+
+func hashOf(tb testing.TB, file string) string {
+	tb.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return fmt.Sprintf("%x", sha256.Sum256(b))
 }

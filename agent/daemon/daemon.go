@@ -75,6 +75,8 @@ const drainTime = 10 * time.Second
 // Daemon names every subsystem of one running Ward. What its role does not have is nil.
 type Daemon struct {
 	cfg     atomic.Pointer[config.Config]
+	next    atomic.Pointer[chan struct{}] // closed when cfg is replaced
+	hashes  atomic.Bool                   // an entry asks for executables' hashes
 	o       Options
 	log     *zap.Logger
 	started time.Time
@@ -114,6 +116,17 @@ type Daemon struct {
 // config is what holds now. One journey should ask for it once.
 func (d *Daemon) config() *config.Config { return d.cfg.Load() }
 
+// changed is closed when another config takes the place of the one that holds.
+func (d *Daemon) changed() <-chan struct{} { return *d.next.Load() }
+
+func (d *Daemon) use(cfg *config.Config) {
+	d.cfg.Store(cfg)
+	next := make(chan struct{})
+	if old := d.next.Swap(&next); old != nil {
+		close(*old)
+	}
+}
+
 // Which parts a role has.
 func (d *Daemon) attests() bool { return d.o.Role == config.RoleRun || d.o.Role == config.RoleAgent }
 func (d *Daemon) calling() bool {
@@ -132,7 +145,7 @@ func New(ctx context.Context, cfg *config.Config, o Options) (*Daemon, error) {
 		o.Role = config.RoleRun
 	}
 	d := &Daemon{o: o, log: o.Log, started: time.Now(), registry: prometheus.NewRegistry()}
-	d.cfg.Store(cfg)
+	d.use(cfg)
 	if err := d.build(ctx); err != nil {
 		d.close()
 		return nil, err

@@ -49,7 +49,7 @@ func (d *Daemon) newOwn() identities {
 type inProcess struct{ selves *workload.Service }
 
 func (p inProcess) hold(ctx context.Context, s *proxy.Service, _ bool) (self, error) {
-	return p.selves.Hold(ctx, itself{s.Name}, workload.X509SVIDs)
+	return p.selves.Hold(ctx, itself{s.Name, s.ID}, workload.X509SVIDs)
 }
 
 func (inProcess) run(context.Context) error { return nil }

@@ -112,10 +112,15 @@ func (d *Daemon) change(ctx context.Context, was, next *config.Config) (policies
 		}
 		undo = append(undo, func() { discard(sockets) })
 	}
+	if asksForHash(next) { // before there are entries that processes are matched with
+		d.hashes.Store(true)
+		undo = append(undo, func() { d.hashes.Store(asksForHash(was)) })
+	}
 	if err := d.directory.load(next, d.entries, d.enrolled(next)); err != nil {
 		return false, err
 	}
-	d.cfg.Store(next)
+	d.use(next)
+	d.hashes.Store(asksForHash(next))
 	if d.ingress != nil {
 		policies = d.ingress.rules.Load().hash() != r.hash()
 		d.ingress.apply(next, r, served)
