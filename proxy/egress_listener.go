@@ -9,6 +9,9 @@ import (
 	"github.com/wardmesh/ward/proxy/wire"
 )
 
+// ErrCrowded: a user's processes have as many connections open as Callers allows. One more is cut off, recorded.
+var ErrCrowded = errors.New("too many connections")
+
 // Local is what the listener knows of a local connection before a byte is read from it.
 type Local struct {
 	caller  Caller
@@ -64,6 +67,9 @@ func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Loc
 	case errors.As(err, &r):
 		l.refused = r
 		return l, nil
+	case errors.Is(err, ErrCrowded):
+		e.outside(l, c.RemoteAddr().String(), Refuse(CauseLimit, "%w", err))
+		return nil, err
 	}
 	e.outside(l, c.RemoteAddr().String(), Refuse(CausePeerChanged, "%w", err))
 	return nil, err

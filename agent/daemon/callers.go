@@ -26,7 +26,7 @@ import (
 // newCallers gives what this role has.
 func (d *Daemon) newCallers() (borrower, error) {
 	if d.identities != nil {
-		return neighbours{d}, nil
+		return neighbours{d, newCrowd(perUser)}, nil
 	}
 	socket := d.config().Agent.Broker
 	if socket == "" {
@@ -36,7 +36,7 @@ func (d *Daemon) newCallers() (borrower, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &strangers{d, client}, nil
+	return &strangers{d, client, newCrowd(perUser)}, nil
 }
 
 // agentServes checks who listens on the agent's socket: root, in whose name the service manager does, this very user, or
@@ -62,21 +62,35 @@ func ownerOf(path string) int {
 }
 
 // neighbours are callers that the agent in this same process pins and knows.
-type neighbours struct{ d *Daemon }
+type neighbours struct {
+	d     *Daemon
+	crowd *crowd
+}
 
 func (n neighbours) listen(ctx context.Context, network, address string) (net.Listener, error) {
-	return n.d.pinned(ctx, network, address)
+	l, err := n.d.pinned(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return counting{l}, nil
 }
 
 func (neighbours) close() {}
 
 // Caller implements proxy.Callers.
 func (n neighbours) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, error) {
-	p, err := pin(conn)
+	c, ok := conn.(*counted)
+	if !ok {
+		return nil, fmt.Errorf("a %T cannot be counted", conn)
+	}
+	p, err := pin(c.Conn)
 	if err != nil {
 		return nil, err
 	}
 	process := fmt.Sprintf("pid %d, uid %d", p.PID(), p.UID())
+	if err := c.count(n.crowd, p.UID()); err != nil {
+		return nil, proxy.OfProcess(process, err)
+	}
 	h, err := n.d.identities.Hold(ctx, p, workload.LentSVIDs)
 	if err != nil {
 		return nil, proxy.OfProcess(process, refusal(err))
@@ -88,6 +102,7 @@ func (n neighbours) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, er
 type strangers struct {
 	d      *Daemon
 	client *broker.Client
+	crowd  *crowd
 }
 
 func (s *strangers) listen(ctx context.Context, network, address string) (net.Listener, error) {
@@ -100,7 +115,7 @@ func (s *strangers) listen(ctx context.Context, network, address string) (net.Li
 		_ = l.Close()
 		return nil, err
 	}
-	return r, nil
+	return counting{r}, nil
 }
 
 func (s *strangers) close() {
@@ -111,9 +126,16 @@ func (s *strangers) close() {
 
 // Caller implements proxy.Callers.
 func (s *strangers) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, error) {
-	referred, ok := conn.(*peer.Referred)
+	c, ok := conn.(*counted)
 	if !ok {
-		return nil, fmt.Errorf("a %T cannot be referred to", conn)
+		return nil, fmt.Errorf("a %T cannot be counted", conn)
+	}
+	referred, ok := c.Conn.(*peer.Referred)
+	if !ok {
+		return nil, fmt.Errorf("a %T cannot be referred to", c.Conn)
+	}
+	if err := c.count(s.crowd, referred.UID()); err != nil {
+		return nil, proxy.OfProcess(fmt.Sprintf("uid %d", referred.UID()), err)
 	}
 	ref, err := referred.Reference()
 	if err != nil {
