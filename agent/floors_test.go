@@ -20,8 +20,8 @@ import (
 // The floors of the house, as a contract that is tested: which package may import which. It keeps each piece small
 // enough to be understood, and above all it keeps what decides apart from what merely runs.
 //
-//	0  attest · proxy/fhir · proxy/wire, with what lies beneath them
-//	1  workload (may import attest) · proxy (may import proxy/fhir and proxy/wire)
+//	0  attest · proxy/fhir · proxy/wire · workload/endpoint (may import attest), with what lies beneath them
+//	1  workload (may import attest and workload/endpoint) · proxy (may import proxy/fhir and proxy/wire)
 //	2  sub-packages: their own root and floor 0 of their own tree, never a sibling
 //	3  agent/config, agent/authority, agent/seal, agent/admin: nothing of Ward · agent/sandbox, which says what a config needs: agent/config
 //	4  agent/daemon, which alone joins the trees · agent/up, which alone may import the examples · agent/doctor, which
@@ -51,7 +51,7 @@ func within(p, dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/
 // ground is the floor 0 package that p is or lies beneath, or "". Attest is one as a root: its sub-packages, the
 // attestors, stand on floor 2.
 func ground(p string) string {
-	for _, g := range []string{"proxy/fhir", "proxy/wire"} {
+	for _, g := range []string{"proxy/fhir", "proxy/wire", "workload/endpoint"} {
 		if within(p, g) {
 			return g
 		}
@@ -89,7 +89,8 @@ func allowed(from, to string) (rule string, ok bool) {
 	case tree == "agent":
 		return "floor 3 (agent/config, agent/authority, agent/admin) imports nothing else of Ward: agent/daemon joins it with the rest", unit(from) == unit(to)
 	case ground(from) != "":
-		return "floor 0 (attest, proxy/fhir, proxy/wire) imports nothing else of Ward", ground(to) == ground(from)
+		return "floor 0 (attest, proxy/fhir, proxy/wire, workload/endpoint) imports nothing else of Ward, but that workload may import attest",
+			ground(to) == ground(from) || tree == "workload" && to == "attest"
 	case treeOf(to) == "agent":
 		return "nothing below the agent imports it", false
 	case treeOf(to) != tree:
@@ -186,6 +187,8 @@ func TestFloorRules(t *testing.T) {
 		{"workload/api", "attest", true, true},
 		{"workload/api", "workload", true, true},
 		{"workload/broker", "workload/broker/wardref", true, true},
+		{"workload/broker", "workload/endpoint", true, true},
+		{"workload/endpoint", "attest", true, true},
 		{"proxy", "proxy/fhir", true, true},
 		{"proxy", "proxy/wire", true, true},
 		{"proxy/token", "proxy", true, true},
@@ -208,6 +211,10 @@ func TestFloorRules(t *testing.T) {
 		{"attest/exe", "attest/peer", false, true},
 		{"attest", "workload", false, false},
 		{"workload", "attest/peer", false, true},
+		{"workload/endpoint", "workload", false, true},
+		{"workload/endpoint", "workload/api", false, true},
+		{"workload/endpoint", "attest/peer", false, true},
+		{"workload/api", "workload/broker", false, true},
 		{"workload", "proxy", false, false},
 		{"proxy", "workload", false, false},
 		{"proxy/bind", "attest", false, false},

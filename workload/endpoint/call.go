@@ -83,10 +83,9 @@ func (s *Server) enter(ctx context.Context) (context.Context, func(), error) {
 
 // whyEnded is the status with which a context has ended, and err where it was none: the client itself went away.
 func whyEnded(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		if _, ok := status.FromError(cause); ok {
-			return cause
-		}
+	cause := context.Cause(ctx)
+	if _, ok := cause.(interface{ GRPCStatus() *status.Status }); ok {
+		return cause
 	}
 	return err
 }
