@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"time"
@@ -151,9 +153,11 @@ func (d *Daemon) openMetrics(_, ctx context.Context, g *errgroup.Group) (func(co
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.registry, promhttp.HandlerOpts{}))
-	s := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	// Any local process can connect. It must not take the descriptors by which processes are attested.
+	s := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 10 * time.Second, IdleTimeout: 10 * time.Second,
+		MaxHeaderBytes: 8 << 10, ErrorLog: log.New(io.Discard, "", 0)}
 	g.Go(func() error {
-		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.Serve(newFew(l, scrapers)); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
