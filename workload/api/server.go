@@ -3,6 +3,8 @@
 //
 //	security header → peer process (pinned at accept) → workload.Service.Watch → encode → stream
 //
+// Up to the process, and for the bounds, it stands on package workload/endpoint, as the Broker API does.
+//
 // The server asks its callers for nothing but the static header against request forgery, and believes
 // nothing that they say. A connection belongs to the process that opened it: it is pinned before a byte is
 // read, and each stream ends with PermissionDenied when that process exits or replaces its program.

@@ -5,6 +5,8 @@
 //	         (pinned anew by the agent) → workload.Service.Lend → encode → stream
 //	client   reference → Borrow → the agent's word → Loan, kept up to date until the process or its entitlement ends
 //
+// The server stands on package workload/endpoint, as the Workload API does; here is whom it admits and what it lends.
+//
 // Why: a proxy that faces the network must not be able to read other processes. It has no capability; it takes from the
 // kernel a reference to who connected (attest/peer), which it cannot read more out of, and the agent, which can, does
 // the rest. What the proxy then holds are short SVIDs with keys of their own, of workloads that opted in, for as long
