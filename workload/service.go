@@ -215,8 +215,8 @@ func (v *visit) match() error {
 	return nil
 }
 
-// collect gathers the bundle and a valid SVID for each entry. What is gathered fits together: where the bundle changes
-// meanwhile, it is gathered anew.
+// collect gathers the bundle and a valid SVID for each entry. What is gathered fits together, but for an SVID that the
+// process has already: where the bundle changes meanwhile, it is gathered anew.
 func (v *visit) collect(ctx context.Context) error {
 	n := len(v.changed)
 	for {
@@ -286,6 +286,12 @@ func (v *visit) svid(ctx context.Context, s *slot) (svid *SVID, why, err error) 
 			v.changed = append(v.changed, changed)
 			return svid, why, nil
 		}
+		// Whoever has an SVID of a CA that has left the bundle learns of the bundle before the next SVID is there: it
+		// says whom to trust no more.
+		if svid = v.had(s); svid != nil {
+			v.changed = append(v.changed, changed)
+			return svid, nil, nil
+		}
 		v.waited = true
 		select {
 		case <-changed:
@@ -297,6 +303,16 @@ func (v *visit) svid(ctx context.Context, s *slot) (svid *SVID, why, err error) 
 			return nil, nil, ctx.Err()
 		}
 	}
+}
+
+// had is the SVID of the slot that the process was sent last, unless it has ended.
+func (v *visit) had(s *slot) *SVID {
+	for _, svid := range v.last.SVIDs {
+		if keyOf(svid.Entry, v.want.lent()) == s.key && time.Now().Before(svid.Certificates[0].NotAfter) {
+			return svid
+		}
+	}
+	return nil
 }
 
 // deliver sends what differs from what was sent before, to a process that is still the one attested.
