@@ -151,7 +151,8 @@ func upstreamHeader(f *Facts, in fhir.Interaction, h wire.Header, client *x509.C
 }
 
 // prefer keeps the preferences that change only the form of the answer (R4 http.html#ops), never respond-async, which
-// would change the interaction. A search is always strict (R4 search.html#errors): a server that ignores a parameter
+// would change the interaction. What is to be returned is a write's to say: a read that was answered without the
+// resource could not be judged. A search is always strict (R4 search.html#errors): a server that ignores a parameter
 // which it does not know answers more than was asked for and decided on.
 func prefer(kind fhir.Kind, values []string) string {
 	var keep []string
@@ -160,11 +161,18 @@ func prefer(kind fhir.Kind, values []string) string {
 	}
 	for _, v := range values {
 		for p := range strings.SplitSeq(v, ",") {
-			switch p = strings.TrimSpace(p); p {
-			case "return=minimal", "return=representation", "return=OperationOutcome", "handling=strict":
-				if !slices.Contains(keep, p) {
-					keep = append(keep, p)
+			p = strings.TrimSpace(p)
+			switch p {
+			case "return=minimal", "return=representation", "return=OperationOutcome":
+				if !kind.Writes() {
+					continue
 				}
+			case "handling=strict":
+			default:
+				continue
+			}
+			if !slices.Contains(keep, p) {
+				keep = append(keep, p)
 			}
 		}
 	}
