@@ -80,8 +80,8 @@ func (w *world) runLive(ctx context.Context, calls int, only string, stderr io.W
 	for _, phase := range []struct {
 		name string
 		run  func(context.Context)
-	}{{"begin", l.begin}, {"idle", l.checkIdle}, {"load", l.checkLoad}, {"begin", l.lengthen}, {"latency", l.checkLatency}, {"streams", l.checkStreams},
-		{"upgrade", l.checkUpgrade}, {"kill", l.checkKills}, {"attack", l.checkAttacks}, {"whole", l.checkWhole}} {
+	}{{"begin", l.begin}, {"idle", l.checkIdle}, {"latency", l.checkLatency}, {"streams", l.checkStreams}, {"upgrade", l.checkUpgrade}, {"kill", l.checkKills},
+		{"begin", l.shorten}, {"attack", l.checkAttacks}, {"load", l.checkLoad}, {"whole", l.checkWhole}} {
 		if ctx.Err() != nil || l.roles["egress"].process == nil && w.report.failed > failed {
 			break
 		}
@@ -106,7 +106,7 @@ func showEnd(to io.Writer, name, path string) {
 // begin lays the folders out as the packages do, and starts everybody.
 func (l *live) begin(ctx context.Context) {
 	l.report.check("separate roles", func() (string, error) {
-		if err := errors.Join(l.copySelf(), l.layOutRoles(), l.configure(short())); err != nil {
+		if err := errors.Join(l.copySelf(), l.layOutRoles(), l.configure(long())); err != nil {
 			return "", err
 		}
 		if err := l.startRoles(ctx); err != nil {
@@ -204,21 +204,13 @@ mesh: {dns: "", listen: '%[18]s', sockets: %[2]s/run/egress, resolver: none}
 		fhirPort, uidFHIR, issuer, l.clinic.Audience, egress)), 0o644) //nolint:gosec // every role reads it
 }
 
-// lengthen starts Ward anew with certificates that live longer, for what follows.
-func (l *live) lengthen(ctx context.Context) {
-	l.report.check("longer lives", func() (string, error) {
-		if err := l.stopRoles(ctx); err != nil {
+// shorten starts Ward anew with certificates that live as shortly as config allows, for what follows.
+func (l *live) shorten(ctx context.Context) {
+	l.report.check("short lives", func() (string, error) {
+		err := errors.Join(l.stopRoles(ctx), os.RemoveAll(l.at("var", "authority")), os.RemoveAll(l.at("var", "agent")), l.layOutRoles(), l.configure(short()))
+		if err != nil {
 			return "", err
 		}
-		if err := errors.Join(os.RemoveAll(l.at("var", "authority")), os.RemoveAll(l.at("var", "agent"))); err != nil {
-			return "", err
-		}
-		if err := l.layOutRoles(); err != nil {
-			return "", err
-		}
-		if err := l.configure(long()); err != nil {
-			return "", err
-		}
-		return "a CA for an hour, SVIDs for a minute", l.startRoles(ctx)
+		return "a CA for a minute, SVIDs for 5 s, calls for 1 s", l.startRoles(ctx)
 	})
 }

@@ -47,7 +47,8 @@ func act(stdin io.Reader, stdout io.Writer) int {
 		cancel()
 	}()
 	do := map[string]func(context.Context, errand, *voice) error{"load": actLoad, "watch": actWatch, "hold": actHold, "streams": actStreams,
-		"linger": actLinger, "inherit": actInherit}[e.Do]
+		"linger": actLinger, "inherit": actInherit,
+		"squat": actSquat, "give": actGive, "take": actTake, "replace": actReplace, "connect": actConnect, "borrow": actBorrow, "trace": actTrace, "flood": actFlood}[e.Do]
 	if do == nil {
 		fmt.Fprintln(os.Stderr, "nobody does", e.Do)
 		return 2

@@ -191,7 +191,7 @@ func (l *live) checkKills(ctx context.Context) {
 			if len(t.failed) > loops || name == "agent" && len(t.failed) > 0 {
 				return "", fmt.Errorf("more failed than were under way: %w", t.none())
 			}
-			recorded, err := l.recorded(ctx, name, ld.from, t)
+			recorded, err := l.recorded(ctx, name, ld, before, t)
 			if err != nil {
 				return "", err
 			}

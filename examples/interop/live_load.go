@@ -24,6 +24,7 @@ type application struct {
 	said []said
 	fine int           // of those, without an error
 	more chan struct{} // closed when there is more
+	last chan struct{} // closed when there will be no more
 }
 
 // send starts an application as uid.
@@ -34,11 +35,12 @@ func (l *live) send(name string, uid int, e errand) (*application, error) {
 		return nil, err
 	}
 	defer func() { _ = r.Close() }()
-	a := &application{in: w, more: make(chan struct{})}
+	a := &application{in: w, more: make(chan struct{}), last: make(chan struct{})}
 	if a.process, err = l.background(name, program{uid: uid, argv: []string{l.at("bin", "interop"), "act"}, stdin: r}); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	go func() {
+		defer close(a.last)
 		for line := range a.lines {
 			var s said
 			if json.Unmarshal([]byte(line), &s) != nil {
@@ -61,7 +63,7 @@ func (l *live) send(name string, uid int, e errand) (*application, error) {
 func (a *application) heard(ctx context.Context, n int, is func(said) bool) (said, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	for {
+	for over := false; ; {
 		a.mu.Lock()
 		more := a.more
 		for ; n < len(a.said); n++ {
@@ -72,10 +74,13 @@ func (a *application) heard(ctx context.Context, n int, is func(said) bool) (sai
 			}
 		}
 		a.mu.Unlock()
+		if over {
+			return said{}, fmt.Errorf("%s has ended: see its log", a.name)
+		}
 		select {
 		case <-more:
-		case <-a.exited:
-			return said{}, fmt.Errorf("%s has ended: see its log", a.name)
+		case <-a.last:
+			over = true // and look once more
 		case <-ctx.Done():
 			return said{}, fmt.Errorf("%s does not say what is waited for: %w", a.name, ctx.Err())
 		}
@@ -101,6 +106,7 @@ func (a *application) dismiss(ctx context.Context) ([]said, error) {
 	if _, err := a.end(ctx); err != nil {
 		return nil, errors.Join(err, a.signal(syscall.SIGKILL))
 	}
+	<-a.last
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.said, nil
