@@ -17,7 +17,7 @@ import (
 // or is no longer the one that was pinned, the connection is closed. On a Unix socket every read also checks
 // who sent what it returns.
 type Conn struct {
-	netConn  // not reached from outside: reading from it would go round the checks
+	netConn
 	pinner   *Pinner
 	receiver *receiver // nil for TCP
 
@@ -29,7 +29,7 @@ type Conn struct {
 // Process pins the peer at its first call and returns the same afterwards. The Conn closes the Process.
 func (c *Conn) Process() (*Process, error) {
 	c.once.Do(func() {
-		c.process, c.refused = c.pinner.pinConn(c.netConn)
+		c.process, c.refused = c.pinner.pinConn(c.anyConn)
 		if c.refused != nil {
 			_ = c.netConn.Close()
 			return
@@ -42,7 +42,7 @@ func (c *Conn) Process() (*Process, error) {
 // Dialed is the address that the peer dialled: not LocalAddr where netfilter redirected the connection. Of a Unix
 // socket it is not valid.
 func (c *Conn) Dialed() (netip.AddrPort, error) {
-	if t, ok := c.netConn.(*net.TCPConn); ok {
+	if t, ok := c.anyConn.(*net.TCPConn); ok {
 		return Dialed(t)
 	}
 	return netip.AddrPort{}, nil
@@ -84,14 +84,6 @@ func (c *Conn) Write(b []byte) (int, error) {
 	return c.netConn.Write(b)
 }
 
-// CloseWrite tells the peer that nothing more follows.
-func (c *Conn) CloseWrite() error {
-	if h, ok := c.netConn.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return fmt.Errorf("peer: %s: close for writing: %w", c.LocalAddr().Network(), os.ErrInvalid)
-}
-
 // Close closes the connection and its Process.
 func (c *Conn) Close() error {
 	err := c.netConn.Close()
@@ -102,11 +94,23 @@ func (c *Conn) Close() error {
 	return err
 }
 
-func (c *Conn) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+// netConn is what a Conn and a Referred have in common. Neither is reached from outside: reading from it would go round
+// the checks.
+type netConn struct{ anyConn }
+
+type anyConn = net.Conn
+
+// CloseWrite tells the other end that nothing more follows.
+func (c netConn) CloseWrite() error {
+	if h, ok := c.anyConn.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return fmt.Errorf("peer: %s: close for writing: %w", c.LocalAddr().Network(), os.ErrInvalid)
 }
 
-type netConn = net.Conn
+func (c netConn) opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+}
 
 // receiver reads from a Unix stream socket by recvmsg. The kernel never joins the bytes of two senders into
 // one read while SO_PASSCRED is set, so one set of credentials covers what a read returns.

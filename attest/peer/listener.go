@@ -76,7 +76,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 // Conn wraps one accepted connection, Unix or TCP, as a Listener does.
 func (p *Pinner) Conn(c net.Conn) (*Conn, error) {
-	conn := &Conn{netConn: c, pinner: p}
+	conn := &Conn{netConn: netConn{c}, pinner: p}
 	switch c := c.(type) {
 	case *net.UnixConn:
 		raw, err := c.SyscallConn()

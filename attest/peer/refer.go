@@ -86,7 +86,7 @@ type Referred struct {
 
 // Referred wraps one accepted connection, Unix or TCP, as a Listener of Refer does. It does not close c when it fails.
 func (p *Pinner) Referred(c net.Conn) (*Referred, error) {
-	r := &Referred{netConn: c, pinner: p, pidfd: -1, done: make(chan struct{})}
+	r := &Referred{netConn: netConn{c}, pinner: p, pidfd: -1, done: make(chan struct{})}
 	var err error
 	switch c := c.(type) {
 	case *net.UnixConn:
@@ -206,7 +206,7 @@ func (r *Referred) Confirm() error {
 	if err := r.end(); err != nil {
 		return err
 	}
-	if c, ok := r.netConn.(*net.TCPConn); ok {
+	if c, ok := r.anyConn.(*net.TCPConn); ok {
 		return established(c)
 	}
 	r.fds.RLock()
@@ -253,14 +253,6 @@ func (r *Referred) Write(b []byte) (int, error) {
 	return r.netConn.Write(b)
 }
 
-// CloseWrite tells the caller that nothing more follows.
-func (r *Referred) CloseWrite() error {
-	if h, ok := r.netConn.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return fmt.Errorf("peer: %s: close for writing: %w", r.LocalAddr().Network(), os.ErrInvalid)
-}
-
 // Close closes the connection and stops the watching.
 func (r *Referred) Close() error {
 	err := r.netConn.Close()
@@ -301,8 +293,4 @@ func (r *Referred) release() {
 		unix.Close(r.pidfd)
 		r.pidfd = -1
 	}
-}
-
-func (r *Referred) opError(op string, err error) error {
-	return &net.OpError{Op: op, Net: r.LocalAddr().Network(), Source: r.LocalAddr(), Addr: r.RemoteAddr(), Err: err}
 }
