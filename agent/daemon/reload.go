@@ -51,6 +51,17 @@ func (d *Daemon) Reload(ctx context.Context, next *config.Config) error {
 	return nil
 }
 
+// unread says that what is on disk is no config, to whoever has asked for it to be read, too.
+func (d *Daemon) unread(err error) {
+	if d.o.Reloading != nil {
+		d.o.Reloading()
+	}
+	d.keep(err)
+	if d.o.Reloaded != nil {
+		d.o.Reloaded()
+	}
+}
+
 // keep says, once for each reason, that the config on disk is not used.
 func (d *Daemon) keep(err error) {
 	why := err.Error()
@@ -119,7 +130,6 @@ func (d *Daemon) change(ctx context.Context, was, next *config.Config) (policies
 	if err := d.directory.load(next, d.entries, d.enrolled(next)); err != nil {
 		return false, err
 	}
-	d.use(next)
 	d.hashes.Store(asksForHash(next))
 	if d.ingress != nil {
 		policies = d.ingress.rules.Load().hash() != r.hash()
@@ -128,6 +138,7 @@ func (d *Daemon) change(ctx context.Context, was, next *config.Config) (policies
 	if d.egress != nil {
 		d.egress.apply(next, sockets)
 	}
+	d.use(next) // last: whoever sees in the status that it holds must find cut what it denies
 	return policies, nil
 }
 

@@ -51,7 +51,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.running = true
 	d.reloading.Unlock()
 	if d.o.Load != nil {
-		f := watch{log: d.log, load: d.o.Load, current: d.config, refuse: d.keep,
+		f := watch{log: d.log, load: d.o.Load, current: d.config, refuse: d.unread,
 			apply: func(next *config.Config) error { return d.Reload(ctx, next) }}
 		g.Go(func() error { return f.run(work) })
 	}
