@@ -14,7 +14,7 @@ type Privilege struct {
 	Unit, Name string // "ward-agent", "CAP_SYS_PTRACE"
 	Loss       string // what stops working without it
 	// Socket and TCP say whether a call by a service's socket and one by the shared port still end well without it; ""
-	// where nothing of it can be seen by a call.
+	// where that is not tried, or not certain.
 	Socket, TCP string
 }
 

@@ -238,7 +238,7 @@ func (w *world) memory() (said []string, err error) {
 	if status, _, err := w.call("portal"); err != nil || status != "200" {
 		return nil, fmt.Errorf("a call ended in %q: %w", status, err)
 	}
-	if err := w.pause(5 * time.Second); err != nil {
+	if err := w.pause(3 * time.Second); err != nil {
 		return nil, err
 	}
 	var high []string

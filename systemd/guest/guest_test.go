@@ -56,7 +56,7 @@ func TestTriedUnitsRun(t *testing.T) {
 		runs["ward-"+role] = true
 	}
 	for _, p := range table {
-		if tried := p.Socket != "" && p.TCP != ""; tried != runs[p.Unit] {
+		if tried := p.Socket != "" || p.TCP != ""; tried != runs[p.Unit] {
 			t.Errorf("%s, %s: tried is %v", p.Unit, p.Name, tried)
 		}
 	}

@@ -287,10 +287,14 @@ func (w *world) purge() ([]string, error) {
 		return nil, err
 	}
 	for line := range strings.Lines(left) {
-		switch filepath.Base(strings.TrimSpace(line)) {
-		case "agent", "egress", "ingress", "audit", "audit.pub", "audit.policies":
-		default:
-			return nil, fmt.Errorf("left behind:\n%s", left)
+		path := strings.TrimPrefix(strings.TrimSpace(line), "/var/lib/ward/")
+		role, inside, below := strings.Cut(path, "/")
+		switch {
+		case role == "audit" || role == "audit.policies" || role == "audit.pub":
+		case role != "agent" && role != "egress" && role != "ingress":
+			return nil, fmt.Errorf("left behind: %s, of\n%s", line, left)
+		case below && inside != "audit" && inside != "audit.pub" && inside != "audit.policies":
+			return nil, fmt.Errorf("left behind: %s, of\n%s", line, left)
 		}
 	}
 	if !strings.Contains(left, "/var/lib/ward/ingress/audit\n") {
