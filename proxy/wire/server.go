@@ -194,7 +194,7 @@ func commit(w http.ResponseWriter, r *http.Request, resp *Response) (int64, erro
 	if resp.Length >= 0 && resp.Status != http.StatusNoContent && resp.Status != http.StatusNotModified {
 		out.Set("Content-Length", itoa(resp.Length))
 	}
-	if resp.Close || len(r.TransferEncoding) > 0 { // what follows a body by chunks is not read: see heads
+	if resp.Close {
 		out.Set("Connection", "close")
 	}
 	w.WriteHeader(resp.Status)

@@ -15,8 +15,7 @@
 //   - bytes that a server sends beyond its reply end the connection, and never answer the next request on it;
 //   - every request's head is read along before the engine sees its end, and one that another reader could take for
 //     something else (RFC 9112, more strictly than it asks: both framings, any second length, lines that end in LF alone,
-//     folded ones, an absolute target beside another Host) is withheld from the engine. See heads. What follows a body
-//     by chunks on its connection is not read at all: that connection ends with the answer.
+//     folded ones, an absolute target beside another Host) is withheld from the engine. See heads.
 //
 // Threats met here: slow heads and idle connections (deadlines), oversized heads (limits), replies that outlive
 // their connection's identity ([Bounded]), and framing attacks: by reading heads strictly, and by Ward's writing each
