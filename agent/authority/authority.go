@@ -245,7 +245,7 @@ func Open(ctx context.Context, o Options) (_ *Authority, err error) {
 // Present says whether there is an authority in a folder, without touching it; its absence is ErrUnreadable.
 func Present(dir string) error {
 	if _, err := os.Lstat(filepath.Join(dir, journalFile)); err != nil {
-		return fmt.Errorf("authority: there was one, and now: %w: %w; mount its disk, or %s", ErrUnreadable, err, restore)
+		return fmt.Errorf("authority: there was one, and now: %w: %w; mount its disk, or restore the folder from a backup", ErrUnreadable, err)
 	}
 	return nil
 }

@@ -66,7 +66,7 @@ func (d *Daemon) openCA(ctx context.Context, existing bool) (*authority.Authorit
 	c := d.config().Authority
 	if existing { // before a TPM seals a key of its own into the empty folder under a disk that is not mounted
 		if err := authority.Present(c.Dir); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%w; to begin with a new CA, which every workload and peer must then learn, move %s away", err, d.config().Agent.State)
 		}
 	}
 	o := authority.Options{Dir: c.Dir, Existing: existing, TrustDomain: d.config().TrustDomain, CATTL: c.CATTL, X509TTL: c.X509TTL,
