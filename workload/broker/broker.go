@@ -23,7 +23,8 @@
 //     (SPIFFE Broker API §3.1.1).
 //   - A proxy taking more than it is to have: only SVIDs of entries with proxy: true are lent, for 15 minutes at most,
 //     and each lending is reported with the broker that asked ([workload.Observer]).
-//   - Local users crowding it out: connections of those who cannot be a broker have few places of their own.
+//   - Local users crowding it out: connections of those who cannot be a broker, or turn out not to be one, have few places
+//     of their own.
 //
 // What the client guards against: an identity on yesterday's word. A Borrow succeeds only on an answer that a live
 // agent gives after it was called, also when the process is known already; it says the same ID after a reconnect or the

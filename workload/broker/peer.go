@@ -26,7 +26,9 @@ func (s *Server) admit(c *endpoint.Conn) (reason string, err error) {
 		return reason, err
 	}
 	allowed, changed := s.o.Brokers()
-	if reason, err := c.Place(0, s.o.Limits.room(!conceivable(allowed, c.Process.UID()))); err != nil {
+	stranger := !conceivable(allowed, c.Process.UID())
+	room := s.o.Limits.room(stranger)
+	if reason, err := c.Place(0, room); err != nil {
 		return reason, err
 	}
 	broker, err := s.attest(c.Context(), c.Process, allowed)
@@ -35,6 +37,11 @@ func (s *Server) admit(c *endpoint.Conn) (reason string, err error) {
 	case err != nil && !definite(err):
 		return "unread", err
 	case err != nil:
+		if !stranger { // as it seemed; a set that names no user lets everybody this far
+			if reason, err := c.Move(room, s.o.Limits.room(true)); err != nil {
+				return reason, err
+			}
+		}
 		s.disown(c, err)
 		return "not-a-broker", nil
 	}

@@ -120,6 +120,24 @@ func TestStrangersDoNotCrowdBrokersOut(t *testing.T) {
 	wantCode(t, err, codes.Unavailable)
 }
 
+// Where the list names no user, anybody could be a broker until it is looked at. Who turns out to be none makes room.
+func TestStrangersWhoCouldHaveBeenBrokers(t *testing.T) {
+	b := serve(t, []*workload.Entry{portal()}, func(_ *bench, o *broker.Options) { o.Limits = broker.Limits{Strangers: 2, Conns: 1, RatePerUID: 1000} })
+	b.allow(sel("systemd.unit", "ward-egress.service"))
+	_, r := b.run(1)
+	b.mu.Lock()
+	good := b.who
+	b.mu.Unlock()
+	b.become(newProcess("unix.uid", "1000", "systemd.unit", "other.service"))
+	for _, want := range []codes.Code{codes.PermissionDenied, codes.PermissionDenied, codes.Unavailable} {
+		_, _, err := b.ask(b.raw(), r)
+		wantCode(t, err, want)
+	}
+	b.become(good)
+	_, _, err := b.ask(b.raw(), r)
+	wantCode(t, err, codes.OK)
+}
+
 func TestRateOfOneUser(t *testing.T) {
 	b := serve(t, []*workload.Entry{portal()}, func(_ *bench, o *broker.Options) { o.Limits = broker.Limits{RatePerUID: 1} })
 	_, r := b.run(1)

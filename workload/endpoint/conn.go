@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -58,6 +59,15 @@ func (c *Conn) Place(rate int, rooms ...Room) (reason string, err error) {
 	}
 	c.rooms = append(c.rooms, rooms...)
 	return "", nil
+}
+
+// Move gives a place in one room up for one in another, if there is one. Only Admit may ask for it.
+func (c *Conn) Move(from, to Room) (reason string, err error) {
+	if reason, err = c.Place(0, to); err == nil {
+		c.rooms = slices.DeleteFunc(c.rooms, func(r Room) bool { return r == from })
+		c.server.places.leave(c.Process.UID(), from)
+	}
+	return reason, err
 }
 
 var errNoPlace = errors.New("there is no place left")
