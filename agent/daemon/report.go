@@ -41,11 +41,12 @@ func (c *counter) Call(hop proxy.Hop, service string, r *proxy.Record) {
 	}
 }
 
-// witness counts and logs what happens to identities, and puts what was issued into the trail. What any local process
+// witness counts and logs what happens to identities, and puts what was issued and lent into the trail. What any local process
 // can cause as often as it likes, attestations and refusals, is counted and logged only.
 type witness struct {
 	log      *zap.Logger
 	record   func(*proxy.Record)
+	lendings *lendings
 	attested *prometheus.CounterVec
 	issued   *prometheus.CounterVec
 	seconds  prometheus.Histogram
@@ -55,6 +56,7 @@ func newWitness(reg prometheus.Registerer, log *zap.Logger, record func(*proxy.R
 	w := &witness{
 		log:      log,
 		record:   record,
+		lendings: newLendings(record, time.Now),
 		attested: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_attestations_total", Help: "Attested processes, by what they asked for and whether an entry matched."}, []string{"want", "result"}),
 		issued:   prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_svids_issued_total", Help: "Attempts to issue an SVID."}, []string{"result"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "ward_attestation_seconds", Help: "Attestation and matching.",
@@ -95,6 +97,7 @@ func (d *Daemon) borrower() borrower {
 func (w *witness) Attested(v workload.Visit) {
 	w.attested.WithLabelValues(v.Want.String(), "matched").Inc()
 	w.seconds.Observe(v.Took.Seconds())
+	w.lendings.see(v)
 }
 
 // Issued implements workload.Observer.
