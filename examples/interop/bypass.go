@@ -156,7 +156,7 @@ func (t trick) judge(direct, through answer, saw *sighting, answers map[string]a
 		return fmt.Errorf("through Ward: %d instead of %d: %.400s", through.Status, t.status, through.Body)
 	}
 	if through.decision() == "" {
-		return errors.New("Ward's answer bears no decision")
+		return errors.New("the answer through Ward bears no decision")
 	}
 	switch {
 	case t.reaches == "" && saw != nil:
@@ -245,7 +245,7 @@ func (w *world) through(ctx context.Context, t trick, token string) (answer, *si
 	in2 := bufio.NewReader(bytes.NewReader(got.Reply))
 	a, err := parse(in2, method)
 	if err != nil {
-		return a, nil, fmt.Errorf("Ward's answer: %w: %.200q", err, got.Reply)
+		return a, nil, fmt.Errorf("the answer through Ward: %w: %.200q", err, got.Reply)
 	}
 	w.hear(a)
 	w.report.note("%s: %s", t.name, a.brief())
