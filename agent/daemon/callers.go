@@ -40,15 +40,26 @@ func (d *Daemon) newCallers() (borrower, error) {
 }
 
 // agentServes checks who listens on the agent's socket: root, in whose name the service manager does, this very user, or
-// whoever the socket's folder belongs to, since nobody else can put a socket there.
+// whoever the socket's folder belongs to, since nobody else can put a socket there. Whose folder that is must be root's
+// or this user's choice: in a folder such as /tmp anybody could have made it.
 func agentServes(socket string) func(net.Conn) error {
 	return func(c net.Conn) error {
-		uids := []uint32{0, uint32(os.Geteuid())} //nolint:gosec // a uid fits
-		dir := filepath.Dir(socket)
-		if err := config.GuardDir(dir, config.Options{Owner: ownerOf(dir)}); err != nil {
+		dir, err := filepath.EvalSymlinks(filepath.Dir(socket))
+		if err != nil {
 			return err
 		}
-		return broker.ServedBy(append(uids, uint32(ownerOf(dir)))...)(c) //nolint:gosec // a uid fits
+		owner := ownerOf(dir)
+		if owner != 0 && owner != os.Geteuid() {
+			if err := config.GuardDir(filepath.Dir(dir), config.Options{}); err != nil {
+				return fmt.Errorf("whose folder the agent's socket is in, anybody could choose: %w", err)
+			}
+		}
+		for _, path := range []string{filepath.Dir(socket), dir} { // the links that lead there, too
+			if err := config.GuardDir(path, config.Options{Owner: owner}); err != nil {
+				return err
+			}
+		}
+		return broker.ServedBy(0, uint32(os.Geteuid()), uint32(owner))(c) //nolint:gosec // a uid fits
 	}
 }
 

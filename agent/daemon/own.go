@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,7 +44,8 @@ func (d *Daemon) newOwn() identities {
 	if d.selves != nil {
 		return inProcess{d.selves}
 	}
-	return &overSocket{address: "unix://" + d.config().Agent.Socket, log: d.log.Named("identity"), changed: make(chan struct{}), over: make(chan struct{})}
+	socket := d.config().Agent.Socket
+	return &overSocket{address: "unix://" + socket, verify: agentServes(socket), log: d.log.Named("identity"), changed: make(chan struct{}), over: make(chan struct{})}
 }
 
 // inProcess asks the agent that this process is, too.
@@ -58,6 +61,7 @@ func (inProcess) run(context.Context) error { return nil }
 // speaks it. While the agent is away, what it gave before is good until it ends.
 type overSocket struct {
 	address string
+	verify  func(net.Conn) error // nil for a connection behind which the agent is
 	log     *zap.Logger
 
 	mu      sync.Mutex
@@ -69,7 +73,7 @@ type overSocket struct {
 func (o *overSocket) run(ctx context.Context) error {
 	defer close(o.over)
 	err := workloadapi.WatchX509Context(ctx, o, workloadapi.WithAddr(o.address), workloadapi.WithBackoffStrategy(prompt{}),
-		workloadapi.WithDialOptions(grpc.WithConnectParams(grpc.ConnectParams{
+		workloadapi.WithDialOptions(grpc.WithContextDialer(o.dial), grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: firstAsk, Multiplier: 1.6, Jitter: 0.2, MaxDelay: lastAsk},
 			MinConnectTimeout: 2 * time.Second,
 		})))
@@ -77,6 +81,20 @@ func (o *overSocket) run(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("workload api at %s: %w", o.address, err)
+}
+
+// dial connects to the agent, and to nobody else in its place: whoever gives this ward its bundle decides whose calls
+// it takes.
+func (o *overSocket) dial(ctx context.Context, _ string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(o.address, "unix://"))
+	if err != nil {
+		return nil, err
+	}
+	if err := o.verify(c); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // How long the agent is left alone after it did not answer, at first and at most. It is a local socket, which costs next
