@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os/signal"
 	"strconv"
+	"syscall"
 
 	"github.com/coreos/go-systemd/v22/activation"
 	sd "github.com/coreos/go-systemd/v22/daemon"
@@ -55,6 +57,8 @@ func (f configFlag) serve(c *console, role config.Role) error {
 // started runs a daemon with what each needs first. A config that is not whole starts nothing: every error is listed,
 // and the status is 1.
 func (f configFlag) started(c *console, run func(*config.Config, *zap.Logger, sockets) error) error {
+	// Until the daemon follows its config, which begins with a look at it, a hangup must not end it.
+	signal.Ignore(syscall.SIGHUP)
 	cfg, err := f.load()
 	if err != nil {
 		return listErrors(c.err, err)

@@ -143,7 +143,7 @@ func RunMesh(ctx context.Context, cfg *config.Config, o MeshOptions) (err error)
 		m.log.Info(report.String())
 	}
 	if o.Load != nil {
-		f := watch{log: m.log, load: o.Load, current: m.config, apply: m.take, refuse: m.keep}
+		f := watch{log: m.log, load: o.Load, current: m.config, apply: m.take, refuse: m.unread}
 		g.Go(func() error { return f.run(work) })
 	}
 	m.log.Info("ready", zap.Int("services", len(cfg.Services)), zap.Stringer("range", cfg.Mesh.Range), zap.String("resolver", string(m.kind)))
@@ -402,6 +402,17 @@ func (m *meshRole) take(cfg *config.Config) error {
 		m.log.Info("config changed", zap.String("config", cfg.Digest()), zap.Int("services", len(cfg.Services)))
 	}
 	return err
+}
+
+// unread is told of a config that is not whole. Who asked for the change is told that it is over.
+func (m *meshRole) unread(err error) {
+	if m.o.Reloading != nil {
+		m.o.Reloading()
+	}
+	if m.o.Reloaded != nil {
+		defer m.o.Reloaded()
+	}
+	m.keep(err)
 }
 
 // keep remembers why the config on disk is not the one in force; nil when it is.
