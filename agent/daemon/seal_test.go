@@ -101,7 +101,6 @@ func TestSealedByTPM(t *testing.T) {
 	sealed(t, file, fmt.Sprintf("{seal: tpm, tpm: %s}", socket))
 	j, _ := begin(t, file)
 	before := fetch(t, j.cfg)
-	serial := before.DefaultSVID().Certificates[0].SerialNumber.Text(16)
 	if s := j.status(t); !s.Healthy() || !s.Authority.CAs[0].Sealed {
 		t.Errorf("status %+v", s)
 	}
@@ -119,7 +118,7 @@ func TestSealedByTPM(t *testing.T) {
 	if !a.Equal(b) {
 		t.Error("the bundle changed with a restart")
 	}
-	serial = fetch(t, j.cfg).DefaultSVID().Certificates[0].SerialNumber.Text(16)
+	serial := fetch(t, j.cfg).DefaultSVID().Certificates[0].SerialNumber.Text(16)
 	j.stop()
 
 	// The authority's disk is not there, with its part of the TPM's keys.

@@ -215,8 +215,6 @@ func (l *Log) wake() {
 	}
 }
 
-func (l *Log) failed() bool { return errors.Is(l.Err(), ErrFailed) }
-
 // Err is nil while the log accepts records, else why it does not.
 func (l *Log) Err() error {
 	l.mu.Lock()
