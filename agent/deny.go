@@ -273,7 +273,11 @@ func syncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Sync(), f.Close())
+	err = f.Sync()
+	if errors.Is(err, unix.EINVAL) {
+		err = nil // this file system has nothing to do
+	}
+	return errors.Join(err, f.Close())
 }
 
 // takeTime is how long the roles may take to take a new config.

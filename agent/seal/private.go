@@ -104,8 +104,8 @@ func write(path string, content []byte, replace bool) error {
 	}
 	if replace {
 		err = os.Rename(temp.Name(), path)
-	} else {
-		err = os.Link(temp.Name(), path) // never replaces
+	} else if err = unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); errors.Is(err, unix.EINVAL) {
+		err = os.Link(temp.Name(), path) // some file systems cannot rename without replacing; a link never replaces
 	}
 	if err != nil {
 		return fmt.Errorf("seal: %w", err)
