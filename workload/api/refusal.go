@@ -64,7 +64,11 @@ func describe(att attest.Attestation) string {
 			text = ", " + text
 		}
 		if b.Len()+len(text) > maxDescription {
-			fmt.Fprintf(&b, ", and %d more", len(list)-i)
+			if i == 0 {
+				fmt.Fprintf(&b, "%d facts too long to repeat", len(list))
+			} else {
+				fmt.Fprintf(&b, ", and %d more", len(list)-i)
+			}
 			break
 		}
 		b.WriteString(text)
