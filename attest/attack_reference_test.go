@@ -144,7 +144,7 @@ func TestAttackReferenceEndsBeforeConfirm(t *testing.T) {
 	wantError(t, err, attest.ErrReference)
 }
 
-// References that no pinner has made. The attacker, who would have to be the proxy itself, gets nothing.
+// References that name nothing. The attacker, who would have to be the proxy itself, gets nothing.
 func TestAttackReferenceForged(t *testing.T) {
 	pinner := newPinner(t, peer.Options{})
 	unixListener, tcpListener := listenUnix(t), listenTCP(t, "127.0.0.1:0")
@@ -174,6 +174,34 @@ func TestAttackReferenceForged(t *testing.T) {
 			wantError(t, err, attest.ErrReference)
 		})
 	}
+}
+
+// A captured egress, without any capability, refers to a process that never called it: a pidfd, and with it the inode, is
+// anybody's to take. It gets that process pinned and so, where its entry says proxy: true, its lent SVID while it lives.
+// References do not promise otherwise, which is why the agent's trail has each lending with its process.
+func TestAttackReferenceToWhoeverNeverCalled(t *testing.T) {
+	pinner := newPinner(t, peer.Options{})
+	victim := start(t, "")
+	fd, err := unix.PidfdOpen(victim.pid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		t.Fatal(err)
+	}
+	forged := attest.Reference{Process: attest.ProcessReference{PID: victim.pid(), Inode: st.Ino,
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid())}} //nolint:gosec // ids fit
+	a := run(t, resolve(t, pinner, forged), allAttestors(t))
+	t.Logf("the attacker gets: %v", a.Selectors)
+	other := forged
+	other.Process.UID++ // in another user's name, such as one that the process had
+	_, err = pinner.Resolve(t.Context(), other)
+	wantError(t, err, attest.ErrMismatch)
+	victim.kill()
+	_, err = pinner.Resolve(t.Context(), forged)
+	wantError(t, err, attest.ErrExited)
 }
 
 // A connection that was named is passed to another process, which speaks on it, and a descriptor is passed to the
