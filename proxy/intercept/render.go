@@ -66,7 +66,7 @@ func render(r Rules, cgroups map[string]cgroup) []chain {
 	if len(stray.rules) > 0 {
 		fence.add("intercepted traffic", tcp(), jump(strayChain))
 	}
-	renderGuard(r, &fence, &guard)
+	renderGuard(r, &fence, &guard, &arrival)
 	return []chain{answer, guard, stray, redirect, fence, arrival}
 }
 
@@ -100,8 +100,9 @@ func renderFlows(r Rules, cgroups map[string]cgroup, redirect, stray *chain) {
 }
 
 // renderGuard protects a port on all of loopback: a server that listens on every address would otherwise be reached at
-// 127.0.0.2.
-func renderGuard(r Rules, fence, guard *chain) {
+// 127.0.0.2. Where the host routes loopback addresses (route_localnet, which some container engines turn on), neighbours
+// and containers reach it, too, and have no owner here: what comes in from outside is never Ward's.
+func renderGuard(r Rules, fence, guard, arrival *chain) {
 	if len(r.Guarded) == 0 {
 		return
 	}
@@ -112,6 +113,7 @@ func renderGuard(r Rules, fence, guard *chain) {
 		}
 		seen[g.Port()] = true
 		fence.add(fmt.Sprintf("upstream on port %d", g.Port()), to4(netip.MustParsePrefix("127.0.0.0/8")), tcp(), destPort(g.Port()), jump(guardChain))
+		arrival.add(fmt.Sprintf("upstream on port %d, from outside", g.Port()), outside(), to4(netip.MustParsePrefix("127.0.0.0/8")), tcp(), destPort(g.Port()), drop())
 		fence.add(fmt.Sprintf("upstream on port %d", g.Port()), to6(netip.IPv6Loopback()), tcp(), destPort(g.Port()), jump(guardChain))
 	}
 	for _, uid := range r.Dialers {
@@ -184,6 +186,12 @@ func flags(want, mask byte) []expr.Any {
 // user matches the owner of the sending socket: the user who made it.
 func user(uid uint32) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeySKUID, Register: reg}, equal(binaryutil.NativeEndian.PutUint32(uid))}
+}
+
+// outside matches what did not come from this network namespace itself (ARPHRD_LOOPBACK of linux/if_arp.h).
+func outside() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFTYPE, Register: reg},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: binary.NativeEndian.AppendUint16(nil, unix.ARPHRD_LOOPBACK)}}
 }
 
 // anyUser matches when the sending socket has an owner at all.
