@@ -26,6 +26,11 @@
 //   - Local users crowding it out: connections of those who cannot be a broker, or turn out not to be one, have few places
 //     of their own.
 //
+// What it does not guard against: a captured proxy that refers to a process which never called it. A sound reference can be
+// made of any process on the host, so that such a proxy can act as every workload here that has opted in and runs, until
+// it is found out; its lendings are in the agent's trail, where no call of its own belongs to them. Whoever cannot bear
+// that for a workload leaves proxy: true out and lets the workload speak mutual TLS itself.
+//
 // What the client guards against: an identity on yesterday's word. A Borrow succeeds only on an answer that a live
 // agent gives after it was called, also when the process is known already; it says the same ID after a reconnect or the
 // loan is over; and no SVID is handed out past its end, however long the agent stays away. The client in turn wants to
