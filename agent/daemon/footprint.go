@@ -16,11 +16,21 @@ import (
 // quiet is how long nobody may have called before a process counts as idle.
 const quiet = 30 * time.Second
 
+// regrown is how many bytes of its executable an idle process may touch anew before they are given back: the kernel maps
+// many pages around each one, and the little that goes on, such as asking whether the peer is still there, brings most
+// of them back. look is how often that is looked at.
+const (
+	regrown = 4 << 20
+	look    = 5 * time.Second
+)
+
 // rest settles down after the start, and again whenever calls have come and gone.
 func (d *Daemon) rest(ctx context.Context) error {
 	timer := time.NewTimer(2 * time.Second)
 	defer timer.Stop()
 	var seen, settled int64 = 0, -1
+	var since time.Time
+	var mapped int64
 	for {
 		select {
 		case <-ctx.Done():
@@ -28,20 +38,42 @@ func (d *Daemon) rest(ctx context.Context) error {
 		case <-timer.C:
 		}
 		now := d.trail.Status().First.Records
-		if now == seen && now != settled || settled < 0 {
-			settleDown()
-			settled = now
+		if now != seen {
+			seen, since = now, time.Now()
 		}
-		seen = now
-		timer.Reset(quiet)
+		switch idle := settled < 0 || time.Since(since) >= quiet; {
+		case idle && now != settled:
+			debug.FreeOSMemory()
+			fallthrough
+		case idle && fileBacked() > mapped+regrown:
+			giveBack()
+			settled, mapped = now, fileBacked()
+		}
+		timer.Reset(look)
 	}
 }
 
-// settleDown gives the host back what only starting needed: memory of garbage, and the pages of the executable that the
-// start has touched and that serving does not. They are clean and come back from the file when they are used. A host
-// that runs every role holds them once less for each.
-func settleDown() {
-	debug.FreeOSMemory()
+// fileBacked is how many bytes of files are mapped and resident (proc_pid_statm(5)); 0 when it cannot be told.
+func fileBacked() int64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(b))
+	if len(fields) < 3 {
+		return 0
+	}
+	pages, err := strconv.ParseInt(fields[2], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pages * int64(os.Getpagesize())
+}
+
+// giveBack gives the host back what only starting needed: the pages of the executable that the start has touched and
+// that serving does not. They are clean and come back from the file when they are used. A host that runs every role
+// holds them once less for each.
+func giveBack() {
 	file, err := os.Readlink("/proc/self/exe")
 	if err != nil {
 		return
@@ -52,8 +84,9 @@ func settleDown() {
 	}
 	defer maps.Close()
 	for _, m := range pristine(maps, file) {
-		// Without the first the kernel maps many pages around each one that is touched. What fails changes nothing.
-		for _, advice := range []uintptr{unix.MADV_RANDOM, unix.MADV_DONTNEED} {
+		// Without the first two the kernel maps many pages around each one that is touched: of an executable that has
+		// just been installed, and lies in the page cache in large pieces, 2 MiB. What fails changes nothing.
+		for _, advice := range []uintptr{unix.MADV_NOHUGEPAGE, unix.MADV_RANDOM, unix.MADV_DONTNEED} {
 			_, _, _ = unix.Syscall(unix.SYS_MADVISE, m.start, m.end-m.start, advice)
 		}
 	}

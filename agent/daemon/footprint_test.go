@@ -35,7 +35,7 @@ Anonymous:             0 kB
 // A program that has been linked dynamically, as this one is with the race detector, lives on.
 func TestSettlingDownBreaksNothing(t *testing.T) {
 	for range 3 {
-		settleDown()
+		giveBack()
 	}
 	f, err := os.Open("/proc/self/status")
 	if err != nil {
