@@ -41,10 +41,12 @@ type life struct {
 	ca, svid, exchange time.Duration
 }
 
-// Short lives are the shortest that config allows: lent SVIDs are renewed every 1.7 s, and the CA replaced every 40 s.
-// Under long ones a call may wait for as long as a ward takes to be replaced.
-func short() life { return life{ca: time.Minute, svid: 5 * time.Second, exchange: time.Second} }
-func long() life  { return life{ca: time.Hour, svid: time.Minute, exchange: 20 * time.Second} }
+// Short lives: lent SVIDs are renewed every 2 s, the wards' own every 3 s, and the CA replaced every 40 s, the shortest
+// that config allows. Long ones are what a clinic has, and let a call wait for as long as a ward takes to be replaced.
+func short() life {
+	return life{ca: time.Minute, svid: 6 * time.Second, exchange: 1500 * time.Millisecond}
+}
+func long() life { return life{ca: 30 * 24 * time.Hour, svid: time.Hour, exchange: 20 * time.Second} }
 
 // startClinic starts the provider and the FHIR server, the latter on a port, and leaves Ward to the phases.
 func (w *world) startClinic(ctx context.Context) error {
@@ -211,6 +213,6 @@ func (l *live) shorten(ctx context.Context) {
 		if err != nil {
 			return "", err
 		}
-		return "a CA for a minute, SVIDs for 5 s, calls for 1 s", l.startRoles(ctx)
+		return "a CA for a minute, SVIDs for 6 s, calls for 1.5 s", l.startRoles(ctx)
 	})
 }

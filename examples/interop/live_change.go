@@ -52,7 +52,7 @@ func (l *live) checkLoad(ctx context.Context) {
 		if err := errors.Join(err, <-errs, end, t.none()); err != nil {
 			return "", err
 		}
-		return fmt.Sprintf("%s; SIGTERM and SIGKILL restarted the agent %d times, the CA was replaced %d times, config changed %d times, SVIDs of 5 s were lent %d times",
+		return fmt.Sprintf("%s; SIGTERM and SIGKILL restarted the agent %d times, the CA was replaced %d times, config changed %d times, SVIDs of 6 s were lent %d times",
 			t, restarts, l.rotated()-rotated, l.logged("ingress", "config changed")-reloaded, l.logged("agent", `"lent":true`)-renewed), nil
 	})
 }

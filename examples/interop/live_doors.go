@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 )
 
 // attackDoors: sockets that are not for workloads.
@@ -77,6 +78,7 @@ func (l *live) attackTrace(ctx context.Context) (string, error) {
 	if _, err := victim.heard(ctx, 0, func(s said) bool { return s.What == "svid" }); err != nil {
 		return "", err
 	}
+	defer func() { _ = own.signal(syscall.SIGCONT) }() // whoever was traced has been stopped, too
 	if s, err := own.heard(ctx, 0, func(s said) bool { return s.What == "svid" || s.What == "refused" }); err != nil || s.What == "svid" {
 		return "", errors.Join(err, fmt.Errorf("uid %d was told that it is %s", uidStranger, s.Text))
 	}
