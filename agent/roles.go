@@ -45,7 +45,7 @@ func (cmd proxyCommand) Run(c *console) error {
 // serve is a daemon of one role.
 func (f configFlag) serve(c *console, role config.Role) error {
 	return f.started(c, func(cfg *config.Config, log *zap.Logger, s sockets) error {
-		d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: s.listeners, Confine: true,
+		d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: s.listeners, Datagrams: s.datagrams, Confine: true,
 			Ready: ready, Reloading: reloading, Reloaded: ready})
 		if err != nil {
 			return listErrors(c.err, err)

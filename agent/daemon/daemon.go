@@ -61,6 +61,8 @@ type Options struct {
 	Entries   []*workload.Entry
 	// Listeners are sockets that are open already, by their address as config spells it. The Daemon closes them.
 	Listeners map[string]net.Listener
+	// Datagrams are such sockets for mesh.dns.
+	Datagrams []net.PacketConn
 	// Confine gives up, for good, what the role does not need of the host's files and ports.
 	Confine bool
 	// Records, when set, sees each record that is appended to the trail.

@@ -320,7 +320,7 @@ func (m *meshRole) openDNS(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error {
 		var err error
 		if len(m.o.UDP) > 0 {
-			err = r.ServeOn(ctx, m.o.UDP, m.tcp(), func() { close(ready) })
+			err = r.ServeOn(ctx, m.o.UDP, listensAt(m.o.Listeners, m.cfg.Mesh.DNS), func() { close(ready) })
 		} else {
 			err = r.Serve(ctx, m.cfg.Mesh.DNS.String(), func(net.Addr) { close(ready) })
 		}
@@ -333,14 +333,6 @@ func (m *meshRole) openDNS(ctx context.Context, g *errgroup.Group) error {
 	case err := <-failed:
 		return err
 	}
-}
-
-// tcp are the sockets for mesh.dns among those that the service manager holds.
-func (m *meshRole) tcp() []net.Listener {
-	if l := m.o.Listeners[m.cfg.Mesh.DNS.String()]; l != nil {
-		return []net.Listener{l}
-	}
-	return nil
 }
 
 // wireTime is how long the services of the host may take to answer.

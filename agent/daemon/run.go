@@ -177,7 +177,12 @@ func (d *Daemon) openDNS(_, ctx context.Context, g *errgroup.Group) (func(contex
 	}
 	ready, failed := make(chan struct{}), make(chan error, 1)
 	g.Go(func() error {
-		err := r.Serve(ctx, m.DNS.String(), func(net.Addr) { close(ready) })
+		var err error
+		if len(d.o.Datagrams) > 0 {
+			err = r.ServeOn(ctx, d.o.Datagrams, listensAt(d.o.Listeners, m.DNS), func() { close(ready) })
+		} else {
+			err = r.Serve(ctx, m.DNS.String(), func(net.Addr) { close(ready) })
+		}
 		failed <- err
 		return err
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 
@@ -45,6 +46,14 @@ func another(l net.Listener) (net.Listener, error) {
 	}
 	again, err := net.FileListener(f)
 	return again, errors.Join(err, f.Close())
+}
+
+// listensAt is the socket for one address among those that were handed over, if there is one.
+func listensAt(handed map[string]net.Listener, address netip.AddrPort) []net.Listener {
+	if l := handed[address.String()]; l != nil {
+		return []net.Listener{l}
+	}
+	return nil
 }
 
 // guardFolder makes the folder of a socket where it is missing, and refuses one in which others could put a socket of
