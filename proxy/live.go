@@ -46,11 +46,19 @@ func (s *connections) recheck() int {
 	cut := 0
 	for c, check := range checks {
 		if check() != nil {
-			go func() { _ = c.Close() }() // TLS takes its leave, for which a peer that reads nothing can keep it
+			go sever(c)
 			cut++
 		}
 	}
 	return cut
+}
+
+// sever closes a connection without TLS's leave-taking, for which a peer that reads nothing could keep it for seconds.
+func sever(c net.Conn) {
+	if over, ok := c.(interface{ NetConn() net.Conn }); ok {
+		_ = over.NetConn().Close()
+	}
+	_ = c.Close()
 }
 
 // LiveIngress is one service's ingress ward whose rules can be replaced while it serves. A call keeps to the rules

@@ -158,7 +158,7 @@ func (p *Pool) connect(ctx context.Context, e *pooled, svid *x509svid.SVID, s *S
 			end = e.expires
 		}
 		e.sooner(end.Add(-s.MaxExchange))
-		return e.watched(wire.Bounded(conn, time.Now().Add(end.Sub(now))), conn.ConnectionState().PeerCertificates, p.now)
+		return e.watched(wire.Bounded(conn, time.Now().Add(end.Sub(now))), raw, conn.ConnectionState().PeerCertificates, p.now)
 	}
 	return nil, Refuse(CauseUpstream, "no address of %s can be used: %w", s.Name, last)
 }
@@ -174,8 +174,8 @@ func (e *pooled) sooner(t time.Time) {
 }
 
 // watched keeps conn among those that are cut when no CA vouches for the other end any more.
-func (e *pooled) watched(conn net.Conn, chain []*x509.Certificate, now func() time.Time) (net.Conn, error) {
-	c := &watched{Conn: conn, of: &e.conns}
+func (e *pooled) watched(conn, raw net.Conn, chain []*x509.Certificate, now func() time.Time) (net.Conn, error) {
+	c := &watched{Conn: conn, raw: raw, of: &e.conns}
 	check := func() error {
 		_, err := verify(chain, e.bundle.Load(), now())
 		return err
@@ -190,8 +190,12 @@ func (e *pooled) watched(conn net.Conn, chain []*x509.Certificate, now func() ti
 
 type watched struct {
 	net.Conn
-	of *connections
+	raw net.Conn // below TLS
+	of  *connections
 }
+
+// NetConn is what is below TLS, as of a tls.Conn.
+func (c *watched) NetConn() net.Conn { return c.raw }
 
 // Close implements net.Conn.
 func (c *watched) Close() error {
