@@ -98,7 +98,7 @@ func (r *Responder) ServeOn(ctx context.Context, udp []net.PacketConn, tcp []net
 		servers = append(servers, &dns.Server{PacketConn: pc, Handler: r, UDPSize: dns.DefaultMsgSize})
 	}
 	for _, l := range tcp {
-		servers = append(servers, &dns.Server{Listener: l, Handler: r, ReadTimeout: 5 * time.Second,
+		servers = append(servers, &dns.Server{Listener: newBounded(l, mostTCP), Handler: r, ReadTimeout: 5 * time.Second,
 			IdleTimeout: func() time.Duration { return 10 * time.Second }, MaxTCPQueries: 64})
 	}
 	if len(udp) == 0 || len(tcp) == 0 {
