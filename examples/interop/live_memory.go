@@ -27,7 +27,7 @@ func (l *live) checkIdle(ctx context.Context) {
 		}
 		var said []string
 		for _, name := range roleNames {
-			held, err := l.roles[name].resident()
+			held, err := l.roles[name].memory("VmRSS")
 			if err != nil {
 				return "", err
 			}
@@ -40,16 +40,17 @@ func (l *live) checkIdle(ctx context.Context) {
 	})
 }
 
-// resident is a role's resident memory in KiB.
-func (r *role) resident() (float64, error) {
-	v, err := r.status("VmRSS")
+// memory is a role's resident memory in KiB, by its name in proc_pid_status(5).
+func (r *role) memory(field string) (float64, error) {
+	v, err := r.status(field)
 	if err != nil {
 		return 0, err
 	}
 	return strconv.ParseFloat(strings.TrimSuffix(v, " kB"), 64)
 }
 
-// checkStreams has 2,000 processes' worth of streams open, and looks at what each costs the agent.
+// checkStreams has 2,000 processes' worth of streams open, and looks at what each costs the agent: in memory of its own,
+// without the pages of its executable, of which any use touches some.
 func (l *live) checkStreams(ctx context.Context) {
 	l.report.check("memory of streams", func() (string, error) {
 		const users = 5 // each has its share of connections
@@ -62,7 +63,7 @@ func (l *live) checkStreams(ctx context.Context) {
 			return "", err
 		}
 		defer func() { _ = l.removeFile("fleet.yaml") }()
-		before, err := l.roles["agent"].resident()
+		before, err := l.roles["agent"].memory("RssAnon")
 		if err != nil {
 			return "", err
 		}
@@ -84,12 +85,21 @@ func (l *live) checkStreams(ctx context.Context) {
 				return "", err
 			}
 		}
-		after, err := l.roles["agent"].resident()
-		if err != nil {
-			return "", err
+		// Opening so many at once leaves garbage behind, which an agent that has come to rest gives back.
+		var first, each float64
+		start := time.Now()
+		for first == 0 || each > streamMost && time.Since(start) < idling {
+			after, err := l.roles["agent"].memory("RssAnon")
+			if err != nil {
+				return "", err
+			}
+			if each = (after - before) / streams; first == 0 {
+				first = each
+			}
+			time.Sleep(100 * time.Millisecond)
 		}
-		each := (after - before) / streams
-		said := fmt.Sprintf("%d streams on as many connections: the agent grew from %.1f to %.1f MiB, %.1f KiB each (at most %.0f)", streams, before/1024, after/1024, each, streamMost)
+		said := fmt.Sprintf("%d streams on as many connections take %.1f KiB each of the agent's own memory, %.1f once it is at rest after %s (at most %.0f)",
+			streams, first, each, short3(time.Since(start)), streamMost)
 		if each > streamMost {
 			return "", fmt.Errorf("%s", said)
 		}
