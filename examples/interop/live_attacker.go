@@ -21,10 +21,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"github.com/wardmesh/ward/workload/broker/wardref"
 )
 
 // The attackers: each tries, and says for each thing that it tried why it did not work.
@@ -148,22 +146,27 @@ func actBorrow(ctx context.Context, e errand, v *voice) error {
 	if err := unix.Stat("/proc/self/ns/net", &here); err != nil {
 		return err
 	}
-	process := func(inode uint64, uid uint32) proto.Message {
-		return &wardref.Reference{Subject: &wardref.Reference_Process{Process: &wardref.Process{Pid: victim, PidfsInode: inode, Uid: uid, Gid: uid}}}
+	bare, err := anypb.New(&broker.WorkloadPIDReference{Pid: victim})
+	if err != nil {
+		return err
 	}
-	loopback := func(port uint32) *wardref.Endpoint {
-		return &wardref.Endpoint{Address: []byte{127, 0, 0, 1}, Port: port}
+	// Ward's own kind of reference (workload/broker/wardref), as somebody writes it who has read its description.
+	process := func(inode, uid uint64) *anypb.Any {
+		return wardReference(nested(nil, 1, numbers(nil, 1, uint64(victim), inode, uid, uid)))
 	}
+	loopback := func(port uint64) []byte {
+		return protowire.AppendVarint(protowire.AppendTag(nested(nil, 1, []byte{127, 0, 0, 1}), 2, protowire.VarintType), port)
+	}
+	connection := numbers(nested(nested(nil, 1, loopback(40000)), 2, loopback(80)), 3, 1, here.Ino)
 	for _, c := range []struct {
 		name string
-		ref  proto.Message
+		ref  *anypb.Any
 	}{
 		{"no reference", nil},
-		{"a bare pid", &broker.WorkloadPIDReference{Pid: victim}},
+		{"a bare pid", bare},
 		{"a pid with another's inode", process(st.Ino+1, uidEHR)},
 		{"a process under another uid", process(st.Ino, uidPortal)},
-		{"a connection that there is not", &wardref.Reference{Subject: &wardref.Reference_Connection{Connection: &wardref.Connection{
-			Client: loopback(40000), Dialed: loopback(80), Cookie: 1, Netns: here.Ino}}}},
+		{"a connection that there is not", wardReference(nested(nil, 2, connection))},
 	} {
 		v.tried("borrow by", c.name, borrow(ctx, conn, c.ref))
 	}
@@ -171,16 +174,29 @@ func actBorrow(ctx context.Context, e errand, v *voice) error {
 	return nil
 }
 
-func borrow(ctx context.Context, conn *grpc.ClientConn, ref proto.Message) error {
+func wardReference(message []byte) *anypb.Any {
+	return &anypb.Any{TypeUrl: "type.googleapis.com/ward.broker.v1.Reference", Value: message}
+}
+
+// nested appends a field of bytes, which may be another message; numbers appends fields from the given one on.
+func nested(b []byte, field protowire.Number, value []byte) []byte {
+	return protowire.AppendBytes(protowire.AppendTag(b, field, protowire.BytesType), value)
+}
+
+func numbers(b []byte, field protowire.Number, values ...uint64) []byte {
+	for _, v := range values {
+		b = protowire.AppendVarint(protowire.AppendTag(b, field, protowire.VarintType), v)
+		field++
+	}
+	return b
+}
+
+func borrow(ctx context.Context, conn *grpc.ClientConn, ref *anypb.Any) error {
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(ctx, "broker.spiffe.io", "true"), 10*time.Second)
 	defer cancel()
 	request := &broker.SubscribeToX509SVIDRequest{}
 	if ref != nil {
-		packed, err := anypb.New(ref)
-		if err != nil {
-			return err
-		}
-		request.Reference = &broker.WorkloadReference{Reference: packed}
+		request.Reference = &broker.WorkloadReference{Reference: ref}
 	}
 	stream, err := broker.NewAPIClient(conn).SubscribeToX509SVID(ctx, request)
 	if err != nil {
