@@ -48,6 +48,7 @@ func (f watch) run(ctx context.Context) error {
 	}
 	// What changed between the reading of the config and this moment was not seen: look once.
 	quiet, patience := time.After(settle), time.After(making)
+	files := measure(f.current())
 	for {
 		told := false // somebody has asked for it, and is told at once
 		select {
@@ -68,6 +69,10 @@ func (f watch) run(ctx context.Context) error {
 			quiet = time.After(settle)
 			continue
 		case <-quiet:
+			if patience != nil && files.shrunk() { // the beginning of a config may be one, without what it denies at its end
+				quiet = time.After(settle)
+				continue
+			}
 		case <-patience:
 			told = true
 		}
@@ -78,6 +83,7 @@ func (f watch) run(ctx context.Context) error {
 		case err == nil:
 			patience = nil
 			_ = f.apply(next)
+			files = measure(next)
 			if f.lookAt(w) { // the policies lie elsewhere now, where a change since they were read was not seen
 				quiet = time.After(settle)
 			}
@@ -103,4 +109,28 @@ func (f watch) lookAt(w *fsnotify.Watcher) (more bool) {
 		}
 	}
 	return len(w.WatchList()) > before
+}
+
+// measured are the config's files as they were when it was read.
+type measured map[string]os.FileInfo
+
+func measure(cfg *config.Config) measured {
+	m := measured{}
+	for _, name := range cfg.Files() {
+		if info, err := os.Stat(name); err == nil {
+			m[name] = info
+		}
+	}
+	return m
+}
+
+// shrunk reports whether a file has become shorter in its place. Whoever writes one so may not have come to its end; a
+// file that is renamed into place is another one, and whole.
+func (m measured) shrunk() bool {
+	for name, was := range m {
+		if is, err := os.Stat(name); err == nil && os.SameFile(was, is) && is.Size() < was.Size() {
+			return true
+		}
+	}
+	return false
 }
