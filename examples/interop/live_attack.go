@@ -242,9 +242,14 @@ func (l *live) attackPool(ctx context.Context) (string, error) {
 		if err != nil {
 			return err
 		}
-		s, err := l.seen(a.decision())
-		if err != nil || s == nil {
-			return fmt.Errorf("the FHIR server has not seen it: %w", err)
+		var s *sighting
+		for last := time.Now().Add(5 * time.Second); s == nil; time.Sleep(10 * time.Millisecond) { // it answers, and then writes it down
+			if s, err = l.seen(a.decision()); err != nil {
+				return err
+			}
+			if s == nil && time.Now().After(last) {
+				return errors.New("the FHIR server has not seen it")
+			}
 		}
 		xfcc := s.Headers["x-forwarded-client-cert"]
 		if len(xfcc) != 1 || !strings.HasSuffix(xfcc[0], ";URI=spiffe://"+domain+id) {
