@@ -106,8 +106,11 @@ func pristine(smaps io.Reader, file string) (out []mapping) {
 			continue
 		}
 		if value, ok := strings.CutSuffix(fields[0], ":"); ok {
-			if wanted && value == "Anonymous" && fields[1] == "0" {
+			switch {
+			case wanted && value == "Anonymous" && fields[1] == "0":
 				out = append(out, m)
+			case value == "Swap" && fields[1] != "0" && len(out) > 0 && out[len(out)-1] == m: // changed pages, elsewhere now
+				out = out[:len(out)-1]
 			}
 			continue
 		}
