@@ -101,6 +101,7 @@ func TestWatch(t *testing.T) {
 				t.Fatal(err)
 			}
 			r.inForce()
+			r.until("has the refusal in its trail", func(admin.Status) bool { return len(r.events("config refused")) > 0 })
 			if got := r.events("config refused"); len(got) != 1 {
 				t.Errorf("%q", got)
 			}
@@ -153,6 +154,7 @@ func TestWatchFollowsALinkThatIsReplaced(t *testing.T) {
 	r.inForce()
 	put("2026_3", text)
 	r.inForce()
+	r.policyChanges(2) // it is in force before it is in the trail
 	if got := r.events("config changed"); len(got) != 2 || slices.Contains(got, "") {
 		t.Errorf("%q", got)
 	}
