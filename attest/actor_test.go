@@ -100,14 +100,9 @@ func (a *actor) do(verb, rest string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		runtime.LockOSThread() // who traces is a thread
-		if err := unix.PtraceAttach(pid); err != nil {
-			return "", err
-		}
-		if _, err := unix.Wait4(pid, nil, unix.WALL, nil); err != nil {
-			return "", err
-		}
-		return "", unix.PtraceCont(pid, 0)
+		traced := make(chan error)
+		go trace(pid, traced)
+		return "", <-traced
 	case "send":
 		_, err := unix.Write(a.conn, []byte(rest))
 		return "", err
@@ -442,4 +437,34 @@ func inNamespaces(t *testing.T, change func(*exec.Cmd)) bool {
 		t.Fatal("nothing was tested inside")
 	}
 	return false
+}
+
+// trace attaches to a process, says whether it could, and lets it run on until it ends.
+func trace(pid int, traced chan<- error) {
+	runtime.LockOSThread() // who traces is a thread, and never unlock
+	if err := unix.PtraceAttach(pid); err != nil {
+		traced <- err
+		return
+	}
+	for first := true; ; first = false {
+		var status unix.WaitStatus
+		_, err := unix.Wait4(pid, &status, unix.WALL, nil)
+		for errors.Is(err, unix.EINTR) {
+			_, err = unix.Wait4(pid, &status, unix.WALL, nil)
+		}
+		switch {
+		case err == nil && first:
+			err = unix.PtraceCont(pid, 0) // it stopped for the tracer's sake
+		case err == nil && status.Stopped():
+			err = unix.PtraceCont(pid, int(status.StopSignal())) // whatever it is sent, it gets
+		case err == nil:
+			return
+		}
+		if first {
+			traced <- err
+		}
+		if err != nil {
+			return
+		}
+	}
 }

@@ -154,7 +154,12 @@ func TestAttackPtraceOwnProcess(t *testing.T) {
 	_, p := acceptPinned(t, newPinner(t, peer.Options{}), l)
 	a := run(t, p, allAttestors(t))
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(victim.pid()) + "/status")
-	if err != nil || !strings.Contains(string(status), "TracerPid:\t"+strconv.Itoa(attacker.pid())+"\n") {
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, tracer, _ := strings.Cut(string(status), "TracerPid:\t") // a thread
+	tracer, _, _ = strings.Cut(tracer, "\n")
+	if _, err := os.Stat("/proc/" + strconv.Itoa(attacker.pid()) + "/task/" + tracer); err != nil {
 		t.Fatalf("the attack did not come about: %v", err)
 	}
 	if got := values(a.Selectors, attest.UnixUID); !slices.Equal(got, []string{"12345"}) {
