@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -77,13 +78,15 @@ func (f watch) run(ctx context.Context) error {
 			told = true
 		}
 		quiet = nil
-		f.lookAt(w) // first: a folder may have come, and what is put into it from here on is seen
+		f.lookAt(w)                    // first: a folder may have come, and what is put into it from here on is seen
+		before := measure(f.current()) // what is written from here on may not be in what is read
 		next, err := f.load()
 		switch {
 		case err == nil:
 			patience = nil
 			_ = f.apply(next)
 			files = measure(next)
+			maps.Copy(files, before)
 			if f.lookAt(w) { // the policies lie elsewhere now, where a change since they were read was not seen
 				quiet = time.After(settle)
 			}
