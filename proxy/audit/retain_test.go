@@ -39,6 +39,29 @@ func aged(t testing.TB) (Options, *Report) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
+	// Closing may have come between a segment's event and its removal.
+	segments, err := listSegments(o.Dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := int64(0)
+	for e, err := range Scan(context.Background(), o.Dir, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Record.Event == EventRemoved {
+			r, err := parseRemoval(e.Record.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			told = r.To
+		}
+	}
+	if segments[0].first < told {
+		if err := os.Remove(segments[0].path); err != nil {
+			t.Fatal(err)
+		}
+	}
 	report := mustVerify(t, o)
 	if report.Begin == 0 || report.Removal == nil {
 		t.Fatalf("nothing was removed: %+v", report)
