@@ -63,6 +63,7 @@ type keyring struct {
 
 	mu      sync.Mutex
 	next    *reading  // the reading that is wanted or under way; nil when there is none
+	last    *reading  // the one that ended last; nil before the first
 	ended   time.Time // when the last reading ended
 	earned  time.Time // readings on demand are paid for up to here
 	lastErr error     // of the last reading
@@ -115,6 +116,7 @@ func (k *keyring) find(ctx context.Context, h header, proves func(*key) error, w
 	since := k.begun.Load()
 	var patience context.Context
 	for {
+		seen := k.current.Load()
 		set, found, err := k.lookup(h, proves)
 		switch {
 		case err == nil:
@@ -133,7 +135,7 @@ func (k *keyring) find(ctx context.Context, h header, proves func(*key) error, w
 			patience, cancel = context.WithTimeout(ctx, demandWait)
 			defer cancel()
 		}
-		if werr := k.await(patience); werr != nil {
+		if werr := k.await(patience, since, seen); werr != nil {
 			return nil, proxy.Refuse(proxy.CauseIssuerDown, "%v, and %w", err, werr)
 		}
 	}
@@ -191,9 +193,10 @@ func settle(err error) error {
 	return err
 }
 
-// await asks for newer keys and waits for them; the error says why they were not to be had.
-func (k *keyring) await(ctx context.Context) error {
-	r, left := k.demand()
+// await asks for keys that were read after reading since, or are others than set, and waits for them; the error says why
+// they were not to be had.
+func (k *keyring) await(ctx context.Context, since uint64, set *keySet) error {
+	r, left := k.demand(since, set)
 	switch {
 	case r == nil:
 		return errors.New("newer ones were asked for too often of late")
@@ -214,13 +217,16 @@ func (k *keyring) await(ctx context.Context) error {
 	return errors.New("newer ones did not come in time")
 }
 
-// demand asks for a reading, or joins the one that is wanted already, and says how long that may be waited for. It gives
-// nil when the budget is spent.
-func (k *keyring) demand() (*reading, time.Duration) {
+// demand asks for a reading later than since, joins the one that is wanted already, or gives the one that has ended
+// since set was looked into, and says how long that may be waited for. It gives nil when the budget is spent.
+func (k *keyring) demand(since uint64, set *keySet) (*reading, time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := k.clock()
 	if k.next == nil {
+		if k.last != nil && (k.begun.Load() > since || k.current.Load() != set) {
+			return k.last, demandWait
+		}
 		// A bucket of demandBurst readings that fills by one each cool-down, told by when it would be full.
 		full := k.earned
 		if full.Before(now) {
@@ -323,7 +329,7 @@ func (k *keyring) end(err error) {
 	defer k.mu.Unlock()
 	k.next.err = err
 	close(k.next.done)
-	k.next, k.lastErr, k.ended = nil, err, k.clock()
+	k.last, k.next, k.lastErr, k.ended = k.next, nil, err, k.clock()
 }
 
 // load reads the keys once, as reading n, and says for how long the issuer calls them fresh.
