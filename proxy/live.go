@@ -46,19 +46,11 @@ func (s *connections) recheck() int {
 	cut := 0
 	for c, check := range checks {
 		if check() != nil {
-			go sever(c)
+			go wire.Sever(c)
 			cut++
 		}
 	}
 	return cut
-}
-
-// sever closes a connection without TLS's leave-taking, for which a peer that reads nothing could keep it for seconds.
-func sever(c net.Conn) {
-	if over, ok := c.(interface{ NetConn() net.Conn }); ok {
-		_ = over.NetConn().Close()
-	}
-	_ = c.Close()
 }
 
 // LiveIngress is one service's ingress ward whose rules can be replaced while it serves. A call keeps to the rules

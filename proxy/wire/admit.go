@@ -44,13 +44,13 @@ func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 			}
 			s.enter()
 			judging, cancel := context.WithCancel(ctx)
-			done := waiting.add(func() {
+			turn := waiting.add(sourceOf(c.RemoteAddr()), func() {
 				cancel()
 				_ = c.Close()
 			})
 			go func() {
-				a := s.judge(judging, c)
-				done()
+				a := s.judge(judging, c, turn)
+				turn.done()
 				cancel()
 				if a == nil {
 					s.leave()
@@ -72,9 +72,18 @@ func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 }
 
 // judge makes c an admitted connection, or closes it and returns nil.
-func (s *Server) judge(ctx context.Context, c net.Conn) *admitted {
+func (s *Server) judge(ctx context.Context, c net.Conn, turn *waiter) *admitted {
 	ctx, cancel := context.WithTimeout(ctx, s.HandshakeTimeout)
 	defer cancel()
+	c, err := s.preface(ctx, c)
+	if err != nil {
+		if s.Failed != nil && !errors.Is(err, errCheck) {
+			s.Failed(c.RemoteAddr(), err)
+		}
+		_ = c.Close()
+		return nil
+	}
+	turn.comesFrom(sourceOf(c.RemoteAddr()))
 	var state *tls.ConnectionState
 	conn := c
 	if s.TLS != nil {
@@ -129,7 +138,7 @@ func (l *admittedListener) Close() error {
 // A connection must not outlive the identities that were verified when it was made.
 func Bounded(c net.Conn, until time.Time) net.Conn {
 	b := &bounded{Conn: c}
-	b.timer = time.AfterFunc(time.Until(until), func() { _ = c.Close() })
+	b.timer = time.AfterFunc(time.Until(until), func() { Sever(c) })
 	return b
 }
 
@@ -141,6 +150,14 @@ type bounded struct {
 func (b *bounded) Close() error {
 	b.timer.Stop()
 	return b.Conn.Close()
+}
+
+// Sever closes a connection without TLS's leave-taking, for which a peer that reads nothing could keep it for seconds.
+func Sever(c net.Conn) {
+	if over, ok := c.(interface{ NetConn() net.Conn }); ok {
+		_ = over.NetConn().Close()
+	}
+	_ = c.Close()
 }
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}

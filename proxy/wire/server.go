@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,11 @@ type Server struct {
 	// Accept judges a connection before a byte of HTTP is read from it. tls is nil on plain connections. What it
 	// returns becomes Exchange.Conn; an error closes the connection unanswered.
 	Accept func(ctx context.Context, c net.Conn, tls *tls.ConnectionState) (any, error)
-	// Failed learns of connections that ended before Accept: TLS handshakes that did not succeed. May be nil.
+	// Balancer says which peers are balancers that hand on others' connections: theirs must begin with a header of the
+	// PROXY protocol, and have the address that it gives from then on. Nil: nobody is.
+	Balancer func(netip.Addr) bool
+	// Failed learns of connections that ended before Accept: ErrPreface, or TLS handshakes that did not succeed. May be
+	// nil.
 	Failed func(remote net.Addr, err error)
 	// Closed learns that a connection which Accept admitted has ended. May be nil.
 	Closed func(conn any)
@@ -39,7 +44,8 @@ type Server struct {
 	IdleTimeout time.Duration
 	// HeadBytes bounds a request's head; 0 stands for 64 KiB.
 	HeadBytes int
-	// MaxPending bounds connections that are being admitted at a time; 0 stands for 1024. One more cuts off the oldest.
+	// MaxPending bounds connections that are being admitted at a time; 0 stands for 1024. One more cuts off the oldest
+	// of the source that has the most.
 	MaxPending int
 
 	once sync.Once
