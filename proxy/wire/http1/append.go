@@ -8,18 +8,19 @@ import (
 // What cannot be written, because it would not be read.
 var (
 	errPutMethod = &Error{400, "the method to be sent is no token, or too long"}
-	errPutTarget = &Error{400, "the request target to be sent is empty or has a byte that may not be there"}
+	errPutTarget = &Error{400, "the request target to be sent is no path, or has a byte or an escape that may not be there"}
 	errPutName   = &Error{400, "the name of a field to be sent is no token"}
 	errPutValue  = &Error{400, "the value of a field to be sent has a byte that may not be there, or white space around it"}
 )
 
-// AppendRequestLine appends a request line. It refuses a method that is no token and a target that would not be one
-// (RFC 9112 §3): whoever could put a space or a line's end into either would write a request of his own.
+// AppendRequestLine appends a request line. It refuses a method that is no token and a target that is none in origin-form,
+// the only one that is sent (RFC 9112 §3.2.1): whoever could put a space or a line's end into either would write a
+// request of his own.
 func AppendRequestLine(dst []byte, method, target string) ([]byte, error) {
 	if !all(method, token) || len(method) > maxMethod {
 		return dst, errPutMethod
 	}
-	if !all(target, reqTarget) {
+	if !all(target, reqTarget) || target[0] != '/' || !escapes(target) {
 		return dst, errPutTarget
 	}
 	dst = append(dst, method...)

@@ -159,10 +159,8 @@ func (r *RequestHead) line(b []byte, l *Limits) *Error {
 // form judges the target's form: which forms are served is decided elsewhere.
 func (r *RequestHead) form(b []byte) *Error {
 	t := r.Target.Of(b)
-	for i := 0; i < len(t); i++ {
-		if t[i] == '%' && (i+2 >= len(t) || classes[t[i+1]]&classes[t[i+2]]&hexdig == 0) {
-			return errEscape
-		}
+	if !escapes(t) {
+		return errEscape
 	}
 	switch method := r.Method.Of(b); {
 	case t[0] == '/': // RFC 9112 §3.2.1

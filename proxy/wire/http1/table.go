@@ -59,6 +59,16 @@ func skipText(b []byte, i int) int {
 	return skip(b, i, text)
 }
 
+// escapes reports whether every % in a target has two hexadecimal digits behind it (RFC 3986 §2.1).
+func escapes[T string | []byte](t T) bool {
+	for i := 0; i < len(t); i++ {
+		if t[i] == '%' && (i+2 >= len(t) || classes[t[i+1]]&classes[t[i+2]]&hexdig == 0) {
+			return false
+		}
+	}
+	return true
+}
+
 // is reports whether b and s, s being in lower case, are the same but for the case of ASCII letters. Unicode's
 // folding would take other bytes for letters.
 func is(b []byte, s string) bool {
