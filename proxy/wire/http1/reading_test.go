@@ -9,6 +9,7 @@ import (
 // message is one message as it was read.
 type message struct {
 	head  string // described
+	what  any    // a requestSeen or replySeen
 	body  string
 	whole bool // its end has been read
 	end   int  // where in the stream
@@ -22,6 +23,30 @@ type reading struct {
 	status   int // of the error that ended it; 0: none
 	why      string
 	used     int // bytes
+}
+
+// requestSeen is what a request's head was read as.
+type requestSeen struct {
+	method, target, host string
+	length               int64
+	minor                int
+	close                bool
+	fields               [][2]string
+}
+
+type replySeen struct {
+	status           int
+	length, declared int64
+	minor            int
+	close            bool
+	fields           [][2]string
+}
+
+func pairs(h *Head) (out [][2]string) {
+	for i := range h.Len() {
+		out = append(out, [2]string{string(h.Name(i)), string(h.Value(i))})
+	}
+	return out
 }
 
 func describe(r *RequestHead) string {
@@ -59,28 +84,31 @@ func fields(h *Head) string {
 // readRequests reads a stream of requests that comes in pieces.
 func readRequests(in string, size int, l *Limits) reading {
 	var r RequestHead
-	return readStream(in, size, l, func(b []byte) (int, string, int64, error) {
+	return readStream(in, size, l, func(b []byte) (int, message, int64, error) {
 		n, err := r.Parse(b, l)
 		if n == 0 {
-			return 0, "", 0, err
+			return 0, message{}, 0, err
 		}
-		return n, describe(&r), r.Length, nil
+		b = r.Bytes()
+		seen := requestSeen{string(r.Method.Of(b)), string(r.Target.Of(b)), string(r.Host.Of(b)), r.Length, r.Minor, r.Close, pairs(&r.Head)}
+		return n, message{head: describe(&r), what: seen}, r.Length, nil
 	})
 }
 
 // readReplies reads the replies to requests of that method.
 func readReplies(in, method string, size int, l *Limits) reading {
 	var r ReplyHead
-	return readStream(in, size, l, func(b []byte) (int, string, int64, error) {
+	return readStream(in, size, l, func(b []byte) (int, message, int64, error) {
 		n, err := r.Parse(b, method, l)
 		if n == 0 {
-			return 0, "", 0, err
+			return 0, message{}, 0, err
 		}
-		return n, describeReply(&r), r.Length, nil
+		seen := replySeen{r.Status, r.Length, r.Declared, r.Minor, r.Close, pairs(&r.Head)}
+		return n, message{head: describeReply(&r), what: seen}, r.Length, nil
 	})
 }
 
-func readStream(in string, size int, l *Limits, parse func([]byte) (int, string, int64, error)) (out reading) {
+func readStream(in string, size int, l *Limits, parse func([]byte) (int, message, int64, error)) (out reading) {
 	var body Body
 	var buf []byte
 	read := 0
@@ -99,7 +127,7 @@ func readStream(in string, size int, l *Limits, parse func([]byte) (int, string,
 				if len(buf) == 0 {
 					break
 				}
-				n, head, length, err := parse(buf)
+				n, m, length, err := parse(buf)
 				if err != nil {
 					return fail(err)
 				}
@@ -109,7 +137,8 @@ func readStream(in string, size int, l *Limits, parse func([]byte) (int, string,
 				if n > len(buf) {
 					panic("it reads beyond")
 				}
-				out.messages = append(out.messages, message{head: head, start: out.used, split: out.used + n})
+				m.start, m.split = out.used, out.used+n
+				out.messages = append(out.messages, m)
 				at = &out.messages[len(out.messages)-1]
 				out.used += n
 				buf = buf[n:]

@@ -10,7 +10,8 @@ type RequestHead struct {
 	Head
 	Method Span
 	Target Span // raw, in the form in which it came
-	// Host is the authority of a target in absolute-form, else the value of the Host field; HasHost: there is one.
+	// Host is the authority of a target in absolute-form or authority-form, else the value of the Host field; HasHost:
+	// there is one.
 	Host     Span
 	HasHost  bool
 	Length   int64 // of the body; -1: chunked
@@ -20,24 +21,25 @@ type RequestHead struct {
 
 	hosts     int
 	expects   bool
-	absolute  bool
+	named     bool // the target has an authority
+	http      bool // port 80 may be left out of it
 	authority Span
 	host      Span
 }
 
 // What is wrong with a request's head.
 var (
-	errMethod      = &Error{400, "the method is no token with a space behind it"}                // RFC 9112 §3.1
-	errMethodSize  = &Error{501, "the method is longer than any that is known"}                  // RFC 9112 §3
-	errTarget      = &Error{400, "the request target has a byte that may not be there"}          // RFC 9112 §3.2
-	errTargetForm  = &Error{400, "the request target has no form that fits the method"}          // RFC 9112 §3.2
-	errTargetSize  = &Error{431, "the request target is too long"}                               // see line
-	errEscape      = &Error{400, "the request target has a % that escapes nothing"}              // RFC 3986 §2.1
-	errNoHost      = &Error{400, "there is no Host"}                                             // RFC 9112 §3.2
-	errHosts       = &Error{400, "there is more than one Host"}                                  // RFC 9112 §3.2
-	errOtherHost   = &Error{400, "the Host is not that of the request target"}                   // RFC 9112 §3.2.2
-	errAuthority   = &Error{400, "the request target has no authority, or a user in it"}         // RFC 9110 §4.2.1, §4.2.4
-	errExpectation = &Error{417, "there is an expectation, or there are several, that is unmet"} // RFC 9110 §10.1.1
+	errMethod      = &Error{400, "the method is no token with a space behind it"}                      // RFC 9112 §3.1
+	errMethodSize  = &Error{501, "the method is longer than any that is known"}                        // RFC 9112 §3
+	errTarget      = &Error{400, "the request target has a byte that may not be there"}                // RFC 9112 §3.2
+	errTargetForm  = &Error{400, "the request target has no form that fits the method"}                // RFC 9112 §3.2
+	errTargetSize  = &Error{431, "the request target is too long"}                                     // see line
+	errEscape      = &Error{400, "the request target has a % that escapes nothing"}                    // RFC 3986 §2.1
+	errNoHost      = &Error{400, "there is no Host"}                                                   // RFC 9112 §3.2
+	errHosts       = &Error{400, "there is more than one Host"}                                        // RFC 9112 §3.2
+	errOtherHost   = &Error{400, "the Host is not that of the request target"}                         // RFC 9112 §3.2.2
+	errAuthority   = &Error{400, "the request target's authority is not a name or address and a port"} // RFC 9110 §4.2.1, §4.2.4
+	errExpectation = &Error{417, "there is an expectation, or there are several, that is unmet"}       // RFC 9110 §10.1.1
 )
 
 // Reset forgets a head that has been read, refused or read in part. It must be called before a RequestHead that was left
@@ -162,28 +164,33 @@ func (r *RequestHead) form(b []byte) *Error {
 	if !escapes(t) {
 		return errEscape
 	}
+	start, rest := int(r.Target.Start), t
 	switch method := r.Method.Of(b); {
+	case string(method) == "CONNECT": // RFC 9112 §3.2.3: an authority and nothing else
+		if skip(t, 0, authority) < len(t) {
+			return errAuthority
+		}
+		r.http = true // a name alone stands for whatever port
 	case t[0] == '/': // RFC 9112 §3.2.1
-		return nil
-	case string(method) == "CONNECT": // RFC 9112 §3.2.3
 		return nil
 	case string(t) == "*" && string(method) == "OPTIONS": // RFC 9112 §3.2.4
 		return nil
+	default: // RFC 9112 §3.2.2: scheme "://" authority, and what follows
+		scheme, after, ok := bytes.Cut(t, []byte("://"))
+		if !ok || !isScheme(scheme) {
+			return errTargetForm
+		}
+		start += len(scheme) + len("://")
+		rest = after
+		if end := bytes.IndexAny(rest, "/?"); end >= 0 {
+			rest = rest[:end]
+		}
+		if len(rest) == 0 || skip(rest, 0, authority) < len(rest) {
+			return errAuthority
+		}
+		r.http = is(scheme, "http")
 	}
-	// RFC 9112 §3.2.2: scheme "://" authority
-	scheme, rest, ok := bytes.Cut(t, []byte("://"))
-	if !ok || !isScheme(scheme) {
-		return errTargetForm
-	}
-	end := bytes.IndexAny(rest, "/?")
-	if end < 0 {
-		end = len(rest)
-	}
-	if end == 0 || bytes.IndexByte(rest[:end], '@') >= 0 {
-		return errAuthority
-	}
-	start := int(r.Target.Start) + len(scheme) + len("://")
-	r.absolute, r.authority = true, span(start, start+end)
+	r.named, r.authority = true, span(start, start+len(rest))
 	return nil
 }
 
@@ -230,9 +237,9 @@ func (r *RequestHead) end(b []byte) *Error {
 	switch {
 	case r.hosts == 0 && r.minor == 1: // RFC 9112 §3.2
 		return errNoHost
-	case r.absolute && r.hosts > 0 && !r.sameHost(b):
+	case r.named && r.hosts > 0 && !r.sameHost(b):
 		return errOtherHost
-	case r.absolute:
+	case r.named:
 		r.Host, r.HasHost = r.authority, true
 	default:
 		r.Host, r.HasHost = r.host, r.hosts > 0
@@ -249,10 +256,10 @@ func (r *RequestHead) end(b []byte) *Error {
 }
 
 // sameHost: RFC 9112 §3.2.2: Host is that of the target. Who decides by the one must not send on the other. Ports are
-// part of it, but for http's own.
+// part of it, but for the one that http has where none is named.
 func (r *RequestHead) sameHost(b []byte) bool {
 	authority, host := r.authority.Of(b), r.host.Of(b)
-	if scheme := b[r.Target.Start : r.authority.Start-3]; is(scheme, "http") {
+	if r.http {
 		authority, host = bytes.TrimSuffix(authority, []byte(":80")), bytes.TrimSuffix(host, []byte(":80"))
 	}
 	return equalFold(authority, host)

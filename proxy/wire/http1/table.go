@@ -8,15 +8,16 @@ const (
 	text                  // what may stand in a field's value, RFC 9110 §5.5: VCHAR, SP, HTAB, obs-text
 	reqTarget             // what may stand in a request target: VCHAR without "#", which begins no part of any form (RFC 9112 §3.2)
 	hexdig
+	authority // what may stand in a target's authority: names, addresses and ports (RFC 3986 §3.2.2), without a user, escapes and sub-delims
 )
 
 var classes = func() (t [256]uint8) {
 	for c := range 256 {
 		switch {
 		case c >= '0' && c <= '9', c >= 'a' && c <= 'f', c >= 'A' && c <= 'F':
-			t[c] |= token | hexdig
+			t[c] |= token | hexdig | authority
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z':
-			t[c] |= token
+			t[c] |= token | authority
 		}
 		if c == '\t' || c >= ' ' && c != 0x7f {
 			t[c] |= text
@@ -27,6 +28,9 @@ var classes = func() (t [256]uint8) {
 	}
 	for _, c := range []byte("!#$%&'*+-.^_`|~") {
 		t[c] |= token
+	}
+	for _, c := range []byte("-._~:[]") {
+		t[c] |= authority
 	}
 	return t
 }()
