@@ -110,7 +110,7 @@ func agreeOnBody(t rapid.TB, in string, m message, refused bool, body io.ReadClo
 }
 
 // agreeOnReplies holds what was read of the replies to requests of that method against net/http.
-func agreeOnReplies(t *testing.T, in, method string, got reading) {
+func agreeOnReplies(t rapid.TB, in, method string, got reading) {
 	t.Helper()
 	for i, m := range got.messages {
 		seen := m.what.(replySeen)
