@@ -201,7 +201,7 @@ func (c *outbound) forward() error {
 	}
 	c.sent = true
 	if c.reply, err = client.RoundTrip(c.ctx, c.request); err != nil {
-		if own := c.body.fault(); own != nil && c.x.Context().Err() == nil {
+		if own := c.body.fault(c.ctx.Err() != nil); own != nil && c.x.Context().Err() == nil {
 			return own
 		}
 		return upstreamFailure(c.x.Context(), c.ctx, err)

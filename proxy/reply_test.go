@@ -2,9 +2,7 @@ package proxy_test
 
 import (
 	"io"
-	"log"
 	"net"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -49,8 +47,8 @@ func TestHostileReplies(t *testing.T) {
 		"7 a signed length":              {"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n" + leak, all, proxy.CauseUpstream},
 		"7 a space before the colon":     {"HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n" + leak, all, proxy.CauseUpstream},
 		"7 a status of two digits":       {"HTTP/1.1 20 OK\r\n\r\n" + leak, all, proxy.CauseUpstream},
-		"7 a status that is none":        {"HTTP/1.1 099 Odd\r\nContent-Length: 9\r\n\r\n" + leak, all, proxy.CauseUpstreamReply},
-		"7 a status beyond all":          {"HTTP/1.1 799 Odd\r\nContent-Length: 9\r\n\r\n" + leak, all, proxy.CauseUpstreamReply},
+		"7 a status that is none":        {"HTTP/1.1 099 Odd\r\nContent-Length: 9\r\n\r\n" + leak, all, proxy.CauseUpstream},
+		"7 a status beyond all":          {"HTTP/1.1 799 Odd\r\nContent-Length: 9\r\n\r\n" + leak, all, proxy.CauseUpstream},
 		"7 it switches protocols":        {"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n" + leak, all, proxy.CauseUpstream},
 		"7 a flood of interim replies":   {strings.Repeat("HTTP/1.1 103 Early Hints\r\nX: "+leak+"\r\n\r\n", 500), all, proxy.CauseUpstream},
 		"7 a head of 100 KB":             {"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 100<<10) + "\r\n\r\n", all, proxy.CauseUpstream},
@@ -141,8 +139,6 @@ func TestBrokenReplyLooksBroken(t *testing.T) {
 // A connection on which a reply was followed by more is not used again.
 func TestBytesAfterAReplyPoisonNobody(t *testing.T) {
 	w := newWorld(t, setup{})
-	log.SetOutput(io.Discard) // the engine tells it there, as the command's main function knows
-	t.Cleanup(func() { log.SetOutput(os.Stderr) })
 	w.upstream.says(func(r *received) string {
 		return fhirReply(r) + reply(200, `{"resourceType":"Patient","id":"injected"}`)
 	})

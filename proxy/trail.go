@@ -127,6 +127,8 @@ func upstreamFailure(caller, exchange context.Context, err error) error {
 	switch {
 	case errors.As(err, &refusal):
 		return refusal
+	case errors.Is(err, wire.ErrRequest):
+		return Refuse(CauseMalformed, "the request cannot be passed on: its target or a field would not be one")
 	case caller.Err() != nil:
 		return Refuse(CauseTimeout, "the caller went away")
 	case exchange.Err() != nil || errors.As(err, &ne) && ne.Timeout():
@@ -138,4 +140,8 @@ func upstreamFailure(caller, exchange context.Context, err error) error {
 }
 
 // newBytes is a body that is already here.
-func newBytes(b []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(b)) }
+func newBytes(b []byte) io.ReadCloser { return &here{bytes.NewReader(b)} }
+
+type here struct{ *bytes.Reader }
+
+func (here) Close() error { return nil }

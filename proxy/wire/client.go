@@ -3,120 +3,169 @@ package wire
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"net"
-	"net/http"
-	"net/url"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
+
+	"github.com/wardmesh/ward/proxy/wire/http1"
 )
 
 // ClientOptions configures a Client. Dial must be set.
 type ClientOptions struct {
-	// Dial opens a connection to the one destination that this client has, TLS included.
+	// Dial opens a connection to the one destination that this client has, TLS included. Where TLS stands on a *Bulk,
+	// long bodies cost less.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// MaxIdle bounds the connections kept for reuse; 0 stands for 64.
 	MaxIdle int
+	// MaxConns bounds the connections that are open, in use or kept; 0 stands for 1024. A request beyond them waits.
+	MaxConns int
 	// IdleTimeout bounds how long one is kept; 0 stands for 90 s.
 	IdleTimeout time.Duration
+	// MaxAge bounds for how long after it was made one is given a new request, less a tenth at random so that what was
+	// opened together does not end together; 0 stands for 1 h.
+	MaxAge time.Duration
 	// HeadTimeout bounds the wait for a reply's head once the request is sent; 0 stands for no bound but the
 	// context's.
 	HeadTimeout time.Duration
-	// HeadBytes bounds a reply's head; 0 stands for 64 KiB.
+	// HeadBytes bounds a reply's head, and all the interim ones before it; 0 stands for 64 KiB.
 	HeadBytes int64
 }
 
 // Client sends requests to one destination over pooled connections. It follows no redirect, keeps no cookie,
 // knows no proxy and decodes nothing. A request is retried only when a kept connection turned out to be dead
 // before a byte of the reply, and only when it is a GET or HEAD without a body.
-type Client struct{ transport *http.Transport }
+//
+// The goroutine that calls RoundTrip writes the request and reads the reply. Only a body that is not all here already
+// gets a goroutine of its own, so that a reply which comes before the body's end does not lie unread.
+type Client struct {
+	ClientOptions
+	limits http1.Limits
+
+	mu      sync.Mutex
+	idle    []*conn // the one used last is at the end, and is the next to be used
+	open    int
+	waiting []chan *conn
+	epoch   int // how often CloseIdle was called
+	sweeper *time.Timer
+}
 
 // NewClient makes a client.
 func NewClient(o ClientOptions) *Client {
 	if o.MaxIdle == 0 {
 		o.MaxIdle = 64
 	}
+	if o.MaxConns == 0 {
+		o.MaxConns = 1024
+	}
 	if o.IdleTimeout == 0 {
 		o.IdleTimeout = 90 * time.Second
+	}
+	if o.MaxAge == 0 {
+		o.MaxAge = time.Hour
 	}
 	if o.HeadBytes == 0 {
 		o.HeadBytes = 64 << 10
 	}
-	return &Client{&http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := o.Dial(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return newSolicited(conn), nil
-		},
-		DisableCompression:     true,
-		MaxIdleConns:           o.MaxIdle,
-		MaxIdleConnsPerHost:    o.MaxIdle,
-		IdleConnTimeout:        o.IdleTimeout,
-		ResponseHeaderTimeout:  o.HeadTimeout,
-		MaxResponseHeaderBytes: o.HeadBytes,
-		ExpectContinueTimeout:  time.Second,
-	}}
+	return &Client{ClientOptions: o, limits: http1.Limits{Head: int(o.HeadBytes)}}
 }
 
-// hopByHop are the fields that belong to one connection (RFC 9110 §7.6.1), and those that the engine owns.
-var hopByHop = map[string]bool{"connection": true, "proxy-connection": true, "keep-alive": true, "te": true, "trailer": true,
-	"transfer-encoding": true, "upgrade": true, "content-length": true, "host": true, "proxy-authorization": true,
-	"proxy-authenticate": true, "expect": true}
+// HopByHop reports whether a field of this name must not be passed on: those that belong to one connection
+// (RFC 9110 §7.6.1), and those that the engine owns.
+func HopByHop(name string) bool {
+	var own string
+	switch len(name) {
+	case 2:
+		own = "te"
+	case 4:
+		own = "host"
+	case 6:
+		own = "expect"
+	case 7:
+		return strings.EqualFold(name, "trailer") || strings.EqualFold(name, "upgrade")
+	case 10:
+		return strings.EqualFold(name, "connection") || strings.EqualFold(name, "keep-alive")
+	case 14:
+		own = "content-length"
+	case 16:
+		own = "proxy-connection"
+	case 17:
+		own = "transfer-encoding"
+	case 18:
+		own = "proxy-authenticate"
+	case 19:
+		own = "proxy-authorization"
+	default:
+		return false
+	}
+	return strings.EqualFold(name, own)
+}
 
-// HopByHop reports whether a field of this name must not be passed on.
-func HopByHop(name string) bool { return hopByHop[strings.ToLower(name)] }
+// ErrNoReply: the other end has given no acceptable reply.
+var ErrNoReply = errors.New("wire: no acceptable reply")
+
+// ErrRequest: the request cannot be written as HTTP/1.1, and nothing was sent.
+var ErrRequest = errors.New("wire: the request cannot be written")
+
+// ErrRequestBody: the request's body could not be read to its end. What the other end got of it does not look whole.
+var ErrRequestBody = errors.New("wire: the request's body did not come whole")
+
+var (
+	errTarget  = fmt.Errorf("%w: the target is not in origin-form", ErrRequest)
+	errGone    = errors.New("wire: the peer ended the connection before its reply")
+	errInterim = errors.New("wire: the peer sends interim replies without end")
+	errOpenEnd = errors.New("wire: the reply's end is that of a connection which cannot tell being ended from being cut")
+	errClosed  = errors.New("wire: the reply has been closed")
+	errStopped = errors.New("wire: the rest of the request is not wanted")
+)
 
 // RoundTrip sends r and returns the reply's head; the caller reads and closes the body. r.Target must be in
 // origin-form and goes out byte for byte.
+//
+// A body that is an io.Closer is closed when it is not wanted any more, which must end a Read that is in progress, or be
+// errors.ErrUnsupported; nobody reads it after RoundTrip has failed, or has returned a reply that came before the body's
+// end. Any other body may still be read once, until that Read returns.
 func (c *Client) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
-	path, query, hasQuery := strings.Cut(r.Target, "?")
-	if !strings.HasPrefix(path, "/") || strings.HasPrefix(path, "//") {
-		return nil, errors.New("wire: the target is not in origin-form")
+	// RFC 9112 §3.2.1: no scheme and no authority, nor what could be taken for one.
+	if !strings.HasPrefix(r.Target, "/") || strings.HasPrefix(r.Target, "//") {
+		return nil, errTarget
 	}
-	h := make(http.Header, len(r.Header)+1)
-	for _, f := range r.Header {
-		if !HopByHop(f.Name) {
-			h.Add(f.Name, f.Value)
-		}
-	}
-	if !r.Header.Has("User-Agent") {
-		h["User-Agent"] = nil // the engine would name itself
-	}
-	req := (&http.Request{
-		Method: r.Method,
-		// Opaque makes the engine send these very bytes; a Path would be escaped anew.
-		URL:           &url.URL{Scheme: "http", Host: "destination", Opaque: path, RawQuery: query, ForceQuery: hasQuery},
-		Host:          r.Host,
-		Header:        h,
-		Body:          body(r),
-		ContentLength: r.Length,
-		Proto:         "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}).WithContext(claiming(ctx))
-	resp, err := c.transport.RoundTrip(req)
+	f := flights.Get().(*flight)
+	f.in = f.own[:]
+	left, err := f.compose(r)
 	if err != nil {
+		f.free()
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		_ = resp.Body.Close()
-		return nil, errors.New("wire: the peer switched protocols unasked")
+	again := repeatable(r)
+	for fresh := false; ; fresh = true {
+		k, err := c.take(ctx, fresh)
+		if err != nil {
+			f.free()
+			return nil, err
+		}
+		x := &reply{ctx: ctx, conn: k, f: f}
+		if err = x.exchange(r, left); err == nil {
+			return &x.Response, nil
+		}
+		// RFC 9110 §9.2.2: a method that is not idempotent is not repeated; RFC 9112 §9.3.1: nor is any when the reply
+		// has begun. That a kept connection has died says nothing about the next one.
+		if fresh || !k.used || !again || x.began || !died(err) || ctx.Err() != nil {
+			f.free()
+			return nil, err
+		}
 	}
-	out := make(Header, 0, len(resp.Header))
-	named := connectionOptions(resp.Header)
-	for name, values := range resp.Header {
-		if !isToken(name) { // RFC 9112 §5.1: `Content-Length : 5` is another length to another reader
-			_ = resp.Body.Close()
-			return nil, errors.New("wire: the reply has a field whose name is none")
-		}
-		if HopByHop(name) || named[strings.ToLower(name)] {
-			continue
-		}
-		for _, v := range values {
-			out = append(out, Field{name, v})
-		}
-	}
-	return &Response{Status: resp.StatusCode, Header: out, Body: resp.Body, Length: resp.ContentLength}, nil
+}
+
+func repeatable(r *Request) bool {
+	return (r.Method == "GET" || r.Method == "HEAD") && (r.Body == nil || r.Length == 0)
+}
+
+// died reports whether err is what a connection gives that the other end has left.
+func died(err error) bool {
+	return errors.Is(err, errGone) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // isToken reports whether s is a token (RFC 9110 §5.6.2).
@@ -128,31 +177,4 @@ func isToken[T string | []byte](s T) bool {
 		}
 	}
 	return len(s) > 0
-}
-
-// CloseIdle closes the connections that no exchange is using.
-func (c *Client) CloseIdle() { c.transport.CloseIdleConnections() }
-
-func connectionOptions(h http.Header) map[string]bool {
-	var named map[string]bool
-	for _, v := range h["Connection"] {
-		for name := range strings.SplitSeq(v, ",") {
-			if named == nil {
-				named = map[string]bool{}
-			}
-			named[strings.ToLower(strings.TrimSpace(name))] = true
-		}
-	}
-	return named
-}
-
-// body gives the engine a body only where there is one: an unknown reader would force chunked framing on a GET.
-func body(r *Request) io.ReadCloser {
-	if r.Body == nil || r.Length == 0 {
-		return http.NoBody
-	}
-	if rc, ok := r.Body.(io.ReadCloser); ok {
-		return rc
-	}
-	return io.NopCloser(r.Body)
 }

@@ -1,136 +1,119 @@
 package wire
 
 import (
-	"context"
 	"errors"
-	"io"
 	"net"
-	"net/http/httptrace"
-	"sync"
+	"os"
 	"syscall"
+	"time"
 )
 
-// errUnasked ends a connection on which the peer speaks without having been asked.
-var errUnasked = errors.New("wire: the peer sent bytes that no request asked for")
+// A connection takes bytes from its peer only while a request is under way. What a server sends beyond its reply, or while
+// nothing is asked of it, would answer the next request, which may be somebody else's. So a connection is kept only when
+// its reply has ended with the last byte that was read, in TLS's buffers too, and it is used again only when nothing has
+// arrived since: neither bytes nor the connection's end.
 
-// solicited is a connection that takes bytes from its peer only while a request is under way. The engine keeps a
-// connection for reuse a moment before it looks whether more has arrived than the reply, and what has would answer
-// the next request, which is somebody else's. So a request claims its connection first, and waits with that until the
-// engine has used up what was there and asks for more.
-type solicited struct {
+// conn is a connection of a client. While no exchange runs on it, it holds no buffer and no goroutine.
+type conn struct {
 	net.Conn
-	raw syscall.RawConn // nil where there is none
+	client *Client
+	epoch  int
+	until  time.Time // no request begins on it from then on
+	since  time.Time // when it was put back
+	used   bool      // it has served a request
+	timed  bool      // it has a deadline
 
-	mu     sync.Mutex
-	turn   sync.Cond // dry or closed has changed
-	dry    bool      // the engine wants bytes and there are none
-	asked  bool      // a request is under way
-	closed bool
+	secure bool
+	under  net.Conn // below TLS, else the connection itself
+	bulk   *Bulk    // under, where it is one
+	raw    syscall.RawConn
+	peek   func(fd uintptr) // looks, and sets quiet: made once, because a closure would be made anew at each look
+	quiet  bool
+	cut    func() // abort, made once
 }
 
-func newSolicited(c net.Conn) *solicited {
-	s := &solicited{Conn: c}
-	s.turn.L = &s.mu
-	if sc, ok := c.(syscall.Conn); ok {
-		s.raw, _ = sc.SyscallConn() // it fails on a closed connection, and so will the first Read
+func newConn(c *Client, n net.Conn, epoch int, until time.Time) *conn {
+	k := &conn{Conn: n, client: c, epoch: epoch, until: until, under: n}
+	k.cut = k.abort
+	if over, ok := n.(interface{ NetConn() net.Conn }); ok {
+		k.secure, k.under = true, over.NetConn()
+		k.bulk, _ = k.under.(*Bulk)
 	}
-	return s
-}
-
-func (s *solicited) Read(p []byte) (n int, err error) {
-	if s.raw == nil { // TLS: what it has decrypted already is not seen here, but that peer is a ward
-		s.set(func() { s.dry = true })
-		n, err = s.Conn.Read(p)
-		s.set(func() { n, err = s.take(p, n, err) })
-	} else if rerr := s.raw.Read(func(fd uintptr) bool { n, err = s.receive(int(fd), p); return err != syscall.EAGAIN }); rerr != nil {
-		return 0, rerr
+	if sc, ok := k.under.(syscall.Conn); ok {
+		k.raw, _ = sc.SyscallConn() // it fails on a closed connection, and so will the first Write
 	}
-	if err == errUnasked {
-		_ = s.Close()
-	}
-	return n, err
-}
-
-// receive reads under the lock: either a request has been made before the bytes are taken, or nobody asked for them.
-func (s *solicited) receive(fd int, p []byte) (n int, err error) {
-	s.set(func() {
-		for {
-			n, err = syscall.Read(fd, p)
-			if err != syscall.EINTR {
-				break
-			}
+	if k.raw != nil {
+		k.peek = func(fd uintptr) {
+			var b [1]byte
+			_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			k.quiet = err == syscall.EAGAIN
 		}
-		switch {
-		case err == syscall.EAGAIN:
-			s.dry = true
-			return
-		case err == nil && n == 0:
-			err = io.EOF
-		case err != nil:
-			n, err = 0, &net.OpError{Op: "read", Net: s.LocalAddr().Network(), Source: s.LocalAddr(), Addr: s.RemoteAddr(), Err: err}
-		}
-		n, err = s.take(p, n, err)
-	})
-	return n, err
-}
-
-func (s *solicited) take(p []byte, n int, err error) (int, error) {
-	s.dry = false
-	if n > 0 && !s.asked {
-		clear(p[:n])
-		return 0, errUnasked
 	}
-	return n, err
+	return k
 }
 
-func (s *solicited) Close() error {
-	s.set(func() { s.closed = true })
-	return s.Conn.Close()
-}
-
-func (s *solicited) set(change func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	change()
-	s.turn.Broadcast()
-}
-
-// claim begins a request, or closes the connection when the peer has said more than it was asked, or has ended it; the
-// engine then takes another one.
-func (s *solicited) claim() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for !s.dry && !s.closed {
-		s.turn.Wait()
+// expires is when a kept connection is to be closed.
+func (k *conn) expires(idle time.Duration) time.Time {
+	if e := k.since.Add(idle); e.Before(k.until) {
+		return e
 	}
-	if s.raw == nil {
-		s.asked = true
-		return
+	return k.until
+}
+
+// silent reports whether the peer has sent nothing, not even its end, since the last reply.
+func (k *conn) silent() bool {
+	if k.raw == nil {
+		return k.dry(make([]byte, 1))
 	}
-	peeked := errUnasked
-	err := s.raw.Control(func(fd uintptr) {
-		var b [1]byte
-		_, _, peeked = syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	})
-	if s.asked = err == nil && peeked == syscall.EAGAIN; !s.asked {
-		s.closed = true
-		_ = s.Conn.Close()
+	k.quiet = false
+	err := k.raw.Control(k.peek)
+	return err == nil && k.quiet
+}
+
+// drained reports, after a reply's end, whether TLS holds nothing that came behind it. scratch is one byte or more.
+func (k *conn) drained(scratch []byte) bool {
+	switch {
+	case !k.secure:
+		return true // what waits is in the socket, and silent will see it there
+	case k.bulk != nil:
+		k.bulk.dry = true
+		n, err := k.Read(scratch[:1])
+		k.bulk.dry = false
+		return n == 0 && errors.Is(err, errDry)
+	}
+	return k.dry(scratch)
+}
+
+// dry reports whether a Read that may not wait finds nothing.
+func (k *conn) dry(scratch []byte) bool {
+	k.timed = true
+	if err := k.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		return false
+	}
+	n, err := k.Read(scratch[:1])
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// deadline bounds what is done on k; the zero time takes the bound away.
+func (k *conn) deadline(t time.Time) {
+	if k.timed || !t.IsZero() {
+		k.timed = !t.IsZero()
+		_ = k.SetDeadline(t)
 	}
 }
 
-// claiming makes the request of ctx claim the connection that it gets, and give it back with its reply's end.
-func claiming(ctx context.Context) context.Context {
-	var mine *solicited
-	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(i httptrace.GotConnInfo) {
-			mine = i.Conn.(*solicited)
-			mine.claim()
-		},
-		// The engine calls this before it reads on, and so before the next request can claim.
-		PutIdleConn: func(err error) {
-			if err == nil {
-				mine.set(func() { mine.asked = false })
-			}
-		},
-	})
+// abort cuts the connection, whoever is reading or writing. It takes no leave: TLS would wait until a peer that reads
+// nothing has read that.
+func (k *conn) abort() {
+	_ = k.under.Close()
+}
+
+// end closes the connection for good. Only who has taken it, or has taken it out of those kept, may call it, once.
+// Politely is with TLS's leave, for a peer that has read all there was.
+func (k *conn) end(politely bool) {
+	if !politely {
+		k.abort()
+	}
+	_ = k.Close()
+	k.client.leave()
 }

@@ -5,10 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -19,8 +17,6 @@ import (
 // A server that answers twice must not have its second answer taken for the reply to somebody else's request. What is
 // raced for is the moment between a connection's being kept and its next reading.
 func TestBytesAfterAReplyAnswerNobody(t *testing.T) {
-	log.SetOutput(io.Discard) // the engine tells it there, as the command's main function knows
-	t.Cleanup(func() { log.SetOutput(os.Stderr) })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
