@@ -59,6 +59,7 @@ var faults = map[Cause]fault{
 	CauseAudit:          {503, fhir.IssueTransient, "The call cannot be recorded at the moment, so it is not made.", "Try again in a few seconds. Your operator can run: ward status. ", ""},
 
 	CauseUpstream:        {502, fhir.IssueTransient, "The FHIR server cannot be reached.", "Try again in a few seconds. " + askOperator, ""},
+	CauseUpstreamDown:    {503, fhir.IssueTransient, "This service has failed several times in a row and is given a moment.", "Try again in a few seconds. " + askOperator, ""},
 	CauseUpstreamPeer:    {502, fhir.IssueTransient, "The FHIR server cannot be reached.", "Try again in a few seconds. " + askOperator, ""},
 	CauseUpstreamTimeout: {504, fhir.IssueTimeout, "The FHIR server did not answer in time.", askOperator, ""},
 	CauseUpstreamReply:   {502, fhir.IssueProcessing, "The FHIR server's reply cannot be vouched for.", askOperator, ""},

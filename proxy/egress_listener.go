@@ -29,11 +29,7 @@ func (e *Egress) Server(service *Service) *wire.Server {
 			return e.accept(ctx, c, service)
 		},
 		Closed: func(conn any) {
-			l := conn.(*Local)
-			close(l.closed)
-			if l.caller != nil {
-				_ = l.caller.Close()
-			}
+			close(conn.(*Local).closed)
 		},
 		Handle: e.Serve,
 		Refuse: func(conn any, remote string, status int) *wire.Response {
@@ -76,21 +72,38 @@ func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Loc
 }
 
 // follow cuts the connection when its identity ends, whatever call is under way on it, and takes each new bundle to the
-// connections that were opened in this identity's name.
+// connections that were opened in this identity's name. Those that were opened with an SVID which has been renewed, or
+// whose process is gone, are let go. It gives the caller back when the connection has ended.
 func (e *Egress) follow(c net.Conn, l *Local) {
+	defer func() { _ = l.caller.Close() }()
+	id, serial := l.caller.ID(), ""
 	for {
 		changed := l.caller.Changed() // first: what changes from here on closes it
-		if bundle, err := l.caller.GetX509BundleForTrustDomain(l.caller.ID().TrustDomain()); err == nil {
-			e.Pool.Trust(l.caller.ID(), bundle)
+		if bundle, err := l.caller.GetX509BundleForTrustDomain(id.TrustDomain()); err == nil {
+			e.Pool.Trust(id, bundle)
+		}
+		if svid, err := l.caller.GetX509SVID(); err == nil {
+			if now := svid.Certificates[0].SerialNumber.String(); now != serial {
+				if serial != "" {
+					e.Pool.Drop(id, serial)
+				}
+				serial = now
+			}
 		}
 		select {
 		case <-changed:
+			continue
 		case <-l.caller.Ended():
 			_ = c.Close()
-			return
+			e.Pool.Drop(id, serial)
+			<-l.closed
 		case <-l.closed:
-			return
+			// A process that exits closes its connections before it is seen to be gone.
+			if l.caller.Err() != nil {
+				e.Pool.Drop(id, serial)
+			}
 		}
+		return
 	}
 }
 

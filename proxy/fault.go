@@ -80,6 +80,7 @@ const (
 	CauseNeedsImage      Cause = "needs-image"      // scope or policy needs the resource as it is now
 	CauseAudit           Cause = "audit"            // the trail cannot take the record
 	CauseUpstream        Cause = "upstream"         // the FHIR server cannot be reached
+	CauseUpstreamDown    Cause = "upstream-down"    // the service has failed time and again, and is spared for a moment
 	CauseUpstreamPeer    Cause = "upstream-peer"    // another process than the FHIR server serves at its address
 	CauseUpstreamTimeout Cause = "upstream-timeout" // the FHIR server did not answer in time
 	CauseUpstreamReply   Cause = "upstream-reply"   // the FHIR server's reply cannot be vouched for

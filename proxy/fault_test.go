@@ -61,6 +61,7 @@ var causes = map[proxy.Cause]struct {
 	"needs-image":      {501, "not-supported", ""},
 	"audit":            {503, "transient", ""},
 	"upstream":         {502, "transient", ""},
+	"upstream-down":    {503, "transient", ""},
 	"upstream-peer":    {502, "transient", ""},
 	"upstream-timeout": {504, "timeout", ""},
 	"upstream-reply":   {502, "processing", ""},

@@ -135,9 +135,9 @@ func newWorld(t testing.TB, s setup) *world {
 	w.rules, w.live = o, proxy.NewLiveIngress(proxy.NewIngress(o))
 	w.ingress = w.live.Server()
 	w.serve(w.ingress, l)
-	w.pool = proxy.NewPool(func(ctx context.Context, address string) (net.Conn, error) {
+	w.pool = proxy.NewPool(proxy.PoolOptions{Now: w.clock.Now, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
-	}, w.clock.Now)
+	}})
 	t.Cleanup(w.pool.Close)
 	w.egress = proxy.NewEgress(proxy.EgressOptions{Callers: callers{}, Services: directory{serviceName: w.service}, Pool: w.pool,
 		Audit: w.trail, Observe: w.seen, Now: w.clock.Now})

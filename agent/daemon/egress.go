@@ -46,9 +46,9 @@ func (d *Daemon) buildEgress(context.Context) (err error) {
 	if e.callers, err = d.newCallers(); err != nil {
 		return err
 	}
-	e.pool = proxy.NewPool(func(ctx context.Context, address string) (net.Conn, error) {
+	e.pool = proxy.NewPool(proxy.PoolOptions{Now: time.Now, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
-	}, time.Now)
+	}})
 	e.ward = proxy.NewEgress(proxy.EgressOptions{Callers: e.callers, Services: d.routes, Pool: e.pool,
 		Audit: d.recorder, Observe: d.calls, Now: time.Now})
 	return nil
