@@ -94,9 +94,9 @@ func TestIngressRefusesCertificates(t *testing.T) {
 		w := newWorld(t, setup{})
 		w.refusedByIngress(t, w.portal.svid.Load(), func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 })
 	})
-	t.Run("h2 only", func(t *testing.T) {
+	t.Run("RFC 7301 §3.2 no protocol that is spoken here", func(t *testing.T) {
 		w := newWorld(t, setup{})
-		w.refusedByIngress(t, w.portal.svid.Load(), func(c *tls.Config) { c.NextProtos = []string{"h2"} })
+		w.refusedByIngress(t, w.portal.svid.Load(), func(c *tls.Config) { c.NextProtos = []string{"h2c", "http/1.0", "h3"} })
 	})
 	t.Run("plain HTTP", func(t *testing.T) {
 		w := newWorld(t, setup{})

@@ -56,6 +56,10 @@ func (s *Server) admit(ctx context.Context, l net.Listener) net.Listener {
 					s.leave()
 					return
 				}
+				if a.h2 {
+					s.apart(a)
+					return
+				}
 				select {
 				case ready.conns <- a:
 				case <-ready.closed:
@@ -103,7 +107,7 @@ func (s *Server) judge(ctx context.Context, c net.Conn, turn *waiter) *admitted 
 		_ = conn.Close()
 		return nil
 	}
-	return &admitted{Conn: conn, value: value, server: s}
+	return &admitted{Conn: conn, value: value, server: s, h2: state != nil && state.NegotiatedProtocol == "h2"}
 }
 
 type admittedListener struct {

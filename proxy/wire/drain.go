@@ -82,7 +82,9 @@ func (d *drain) settle() {
 // all have or ctx has ended; then it closes what is left.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.once.Do(s.setup)
-	if none := s.begin(); none != nil {
+	none := s.begin()
+	s.h2.leave()
+	if none != nil {
 		t := time.NewTimer(farewell)
 		defer t.Stop()
 		select {
@@ -92,8 +94,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 	}
 	err := s.http.Shutdown(ctx)
+	if err == nil {
+		select {
+		case <-s.none:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
 	if err != nil {
 		_ = s.http.Close()
+		s.h2.cut()
 	}
 	return err
 }

@@ -51,6 +51,7 @@ type Server struct {
 	once sync.Once
 	http *http.Server
 	drain
+	h2 multiplexed
 }
 
 type connKey struct{}
@@ -70,6 +71,7 @@ func (s *Server) setup() {
 	if s.MaxPending == 0 {
 		s.MaxPending = 1024
 	}
+	s.h2.leaving, s.h2.leave = context.WithCancel(context.Background())
 	s.http = &http.Server{
 		Handler:           http.HandlerFunc(s.handle),
 		ReadHeaderTimeout: s.HeadTimeout,
@@ -252,6 +254,7 @@ type admitted struct {
 	server   *Server
 	handling atomic.Bool // between the start of a handler and the engine's return to idle
 	refused  bool
+	h2       bool // ALPN has chosen it
 
 	heads   heads
 	handled int64  // requests that the engine has handed over

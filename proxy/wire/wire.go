@@ -11,7 +11,8 @@
 //     from a caller that is not yet identified;
 //   - what it would answer by itself to bytes that are not HTTP (400, 431, 501, 505) is replaced by [Server.Refuse]'s
 //     answer, so that no refusal goes out without a decision id and a record;
-//   - HTTP/2 and upgrades are off on both sides; redirects, cookies, compression and proxies do not exist here;
+//   - HTTP/2 is there where ALPN chooses it, and stands under the same rules: see serveH2. A client never speaks it;
+//   - upgrades are off on both sides; redirects, cookies, compression and proxies do not exist here;
 //   - bytes that a server sends beyond its reply end the connection, and never answer the next request on it;
 //   - every request's head is read along before the engine sees its end, and one that another reader could take for
 //     something else (RFC 9112, more strictly than it asks: both framings, any second length, lines that end in LF alone,
@@ -75,6 +76,7 @@ type Request struct {
 	Header Header // without Host, Content-Length and Transfer-Encoding, which the engine owns
 	Body   io.Reader
 	Length int64 // of the body in bytes; -1 when it is not known ahead
+	H2     bool  // received: by HTTP/2
 }
 
 // Response is one final response; interim ones (1xx) do not reach this seam.
