@@ -3,6 +3,8 @@ package proxy
 import (
 	"context"
 	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -122,6 +124,11 @@ type Service struct {
 
 	Listen   string   // host:port on which ingress listens; "" when another host serves
 	Upstream Upstream // where ingress forwards to
+	// Balancers hand on others' connections and say, by the PROXY protocol, whose.
+	Balancers []netip.Prefix
+	// MaxConnections is how many connections one caller may have open with ingress; 0 stands for
+	// DefaultMaxConnections. MaxConnectionsTotal is the same of all together, DefaultMaxConnectionsTotal.
+	MaxConnections, MaxConnectionsTotal int
 }
 
 // Upstream is the FHIR server behind an ingress ward.
@@ -137,6 +144,11 @@ func (s *Service) MayCall(id spiffeid.ID) bool {
 		}
 	}
 	return false
+}
+
+// balancer reports whether a is one that hands on others' connections.
+func (s *Service) balancer(a netip.Addr) bool {
+	return slices.ContainsFunc(s.Balancers, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // answersTo reports whether host is how a caller names the service: its mesh name, by itself as egress writes it, or

@@ -3,7 +3,9 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 
@@ -58,6 +60,7 @@ func (s *connections) recheck() int {
 type LiveIngress struct {
 	rules atomic.Pointer[Ingress]
 	conns connections
+	crowd crowd
 }
 
 // NewLiveIngress begins with the rules of in.
@@ -82,14 +85,25 @@ func (l *LiveIngress) Recheck() int { return l.conns.recheck() }
 func (l *LiveIngress) Server() *wire.Server {
 	first := l.rules.Load()
 	return &wire.Server{
-		TLS: ServerTLS(first.Self, first.Now),
+		TLS:      ServerTLS(first.Self, first.Now),
+		Balancer: func(a netip.Addr) bool { return l.rules.Load().Service.balancer(a) },
 		Accept: func(_ context.Context, c net.Conn, state *tls.ConnectionState) (any, error) {
-			p, err := l.rules.Load().accept(c, state)
+			in := l.rules.Load()
+			p, err := in.accept(c, state)
 			if err != nil {
 				return nil, err
 			}
+			leave, err := l.crowd.enter(p.ID, in.Service)
+			if err != nil {
+				p.timer.Stop()
+				in.outside(c.RemoteAddr().String(), p.ID.String(), err)
+				return nil, err
+			}
 			l.conns.add(c, func() error { return l.rules.Load().entitled(p) })
-			p.gone = func() { l.conns.remove(c) }
+			p.gone = func() {
+				l.conns.remove(c)
+				leave()
+			}
 			// A CA that was withdrawn between the handshake and this moment was not looked for here.
 			if err := l.rules.Load().vouched(p); err != nil {
 				p.end()
@@ -99,7 +113,11 @@ func (l *LiveIngress) Server() *wire.Server {
 		},
 		Closed: func(conn any) { conn.(*Peer).end() },
 		Failed: func(remote net.Addr, err error) {
-			l.rules.Load().outside(remote.String(), "", Refuse(CauseNoIdentity, "TLS: %w", err))
+			refusal := Refuse(CauseNoIdentity, "TLS: %w", err)
+			if errors.Is(err, wire.ErrPreface) {
+				refusal = Refuse(CauseMalformed, "%w", err)
+			}
+			l.rules.Load().outside(remote.String(), "", refusal)
 		},
 		Handle: func(x *wire.Exchange) { l.rules.Load().Serve(x) },
 		Refuse: func(conn any, remote string, status int) *wire.Response {

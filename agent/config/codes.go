@@ -70,6 +70,7 @@ const (
 	codeObserve           = "W0320"
 	codeIntercept         = "W0321"
 	codeSecondTrail       = "W0322"
+	codeCrowd             = "W0323"
 
 	// what config names
 	codeNamedFile = "W0401"

@@ -158,6 +158,10 @@ type Service struct {
 	MaxExchange time.Duration
 	Listen      netip.AddrPort // not valid unless this host serves it
 	Upstream    Upstream       // zero unless this host serves it
+	// ProxyProtocol are the balancers that hand on others' connections to Listen, and say whose.
+	ProxyProtocol []netip.Prefix
+	// MaxConnections is how many connections with Listen one caller may have open, MaxConnectionsTotal all together.
+	MaxConnections, MaxConnectionsTotal int
 	// Mode is ModeEnforce, or ModeObserve until ObserveUntil.
 	Mode         string
 	ObserveUntil time.Time

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -214,6 +215,12 @@ func (s *Service) keys() keys {
 				doc: "Where the ward in front of the FHIR server listens. On the serving host only, together with upstream."},
 			{name: "upstream", value: object{s.Upstream.keys()}, example: "{address: 'unix:/run/hapi/fhir.sock'}",
 				doc: "The FHIR server. On the serving host only, together with listen."},
+			{name: "proxy_protocol", value: list[netip.Prefix]{into: &s.ProxyProtocol, least: 1, item: balancers}, example: "[10.0.0.2, 10.0.3.0/28]",
+				doc: "The balancers in front of listen that pass TLS through: addresses, or ranges of them. Connections from there must begin with a PROXY protocol header, version 2, which says whose they are; from anywhere else they must not. That address is for the audit log and for fairness between sources: who calls, only a certificate says."},
+			{name: "max_connections", value: count(&s.MaxConnections, 1, 1<<20), def: "1024", example: "256",
+				doc: "How many connections with listen one caller may have open. One more is closed, and recorded."},
+			{name: "max_connections_total", value: count(&s.MaxConnectionsTotal, 1, 1<<20), def: "16384", example: "8192",
+				doc: "The same of all callers together; no less than max_connections."},
 			{name: "mode", value: word(&s.Mode, []string{ModeEnforce, ModeObserve}), def: ModeEnforce, example: ModeObserve,
 				doc: "enforce refuses what may not be. observe lets through what token, scope, policy, limits or validation would refuse, and records that; identity, parsing and audit hold as ever. It needs observe_until."},
 			{name: "observe_until", value: instant(&s.ObserveUntil), example: "2026-12-31",

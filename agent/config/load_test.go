@@ -89,12 +89,14 @@ func TestGood(t *testing.T) {
 				Name: "fhir.ehr.mesh.internal", ID: id("/ward/ehr"), Addresses: []string{"127.0.0.1:8443", "ehr.clinic.example:8443"},
 				Callers: []spiffeid.ID{id("/app/portal")}, Base: "/fhir", MaxExchange: 10 * time.Minute,
 				Listen: netip.MustParseAddrPort("127.0.0.1:8443"), Upstream: config.Upstream{Network: "unix", Address: "/run/hapi/fhir.sock"}, Mode: config.ModeEnforce,
+				ProxyProtocol:  []netip.Prefix{netip.MustParsePrefix("10.0.0.2/32"), netip.MustParsePrefix("10.0.3.0/28"), netip.MustParsePrefix("2001:db8::/64")},
+				MaxConnections: 256, MaxConnectionsTotal: 4096,
 			},
 			{
 				Name: "lab.mesh.internal", ID: id("/ward/lab"), Addresses: []string{"[::1]:8444"}, MaxExchange: 5 * time.Minute,
 				Listen: netip.MustParseAddrPort("[::1]:8444"), Upstream: config.Upstream{Network: "tcp", Address: "127.0.0.1:8080",
 					Process: []config.Selector{{Type: "unix.uid", Value: "992"}, {Type: "systemd.unit", Value: "hapi.service"}}},
-				Mode: config.ModeObserve, ObserveUntil: time.Date(2026, 12, 31, 0, 0, 0, 0, time.UTC),
+				MaxConnections: 1024, MaxConnectionsTotal: 16384, Mode: config.ModeObserve, ObserveUntil: time.Date(2026, 12, 31, 0, 0, 0, 0, time.UTC),
 			},
 		},
 		Tokens: []config.Issuer{
@@ -131,34 +133,34 @@ func TestGood(t *testing.T) {
 		"workloads[0].select.unix.uid":       "11:17",
 		"workloads[1].id":                    "21:9",
 		"devices[0].patient[1].ref":          "33:15",
-		"services[0].upstream.address":       "47:25",
-		"services[1].upstream":               "53:15",
-		"services[1].max_exchange":           "48:5", // a default: where its service begins
-		"tokens[1].claims.roles":             "65:5",
-		"policies":                           "73:11",
-		"policies.dir":                       "73:17",
+		"services[0].upstream.address":       "50:25",
+		"services[1].upstream":               "56:15",
+		"services[1].max_exchange":           "51:5", // a default: where its service begins
+		"tokens[1].claims.roles":             "68:5",
+		"policies":                           "76:11",
+		"policies.dir":                       "76:17",
 		"nothing.of.the.kind":                "1:1",
-		"bindings[1].workloads[1]":           "71:105",
+		"bindings[1].workloads[1]":           "74:105",
 		"workloads[7].select.exe.path":       "8:3",
 		"devices[0].identifiers[1].system":   "28:31",
 		"services[0].callers[0]":             "43:15",
 		"workloads[0].svid.dns_names[0]":     "17:39",
 		"workloads[0].select.systemd.unit":   "14:21",
-		"mesh.zone":                          "76:7",
-		"monitor.metrics":                    "75:20",
+		"mesh.zone":                          "79:7",
+		"monitor.metrics":                    "78:20",
 		"authority.x509_ttl":                 "3:60",
 		"agent.socket":                       "4:17",
-		"log.format":                         "78:29",
-		"deny[0]":                            "77:8",
-		"audit.min_free":                     "74:65",
+		"log.format":                         "81:29",
+		"deny[0]":                            "80:8",
+		"audit.min_free":                     "77:65",
 		"workloads[1].select.unix.group":     "22:43",
 		"workloads[0].min_strength":          "19:19",
-		"tokens[0].algorithms[1]":            "60:25",
-		"bindings[0].mode":                   "70:5",
+		"tokens[0].algorithms[1]":            "63:25",
+		"bindings[0].mode":                   "73:5",
 		"devices[1].patient[0].ref":          "37:20",
-		"services[1].addresses[0]":           "50:17",
+		"services[1].addresses[0]":           "53:17",
 		"workloads[0].select.exe.sha256":     "16:19",
-		"services[0].upstream.address.extra": "47:25",
+		"services[0].upstream.address.extra": "50:25",
 	}
 	for path, want := range places {
 		if got := got.At(path); got.String() != filepath.Join(dir, "ward.yaml")+":"+want {
@@ -166,7 +168,7 @@ func TestGood(t *testing.T) {
 		}
 	}
 	problem := got.Problem("policies.dir", config.CodePolicy, "no policy permits anything", "write one")
-	if want := filepath.Join(dir, "ward.yaml") + ":73:17: no policy permits anything [W0402]; write one"; problem.Error() != want {
+	if want := filepath.Join(dir, "ward.yaml") + ":76:17: no policy permits anything [W0402]; write one"; problem.Error() != want {
 		t.Errorf("Problem = %s, want %s", problem, want)
 	}
 }

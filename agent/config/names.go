@@ -207,6 +207,30 @@ func loopbackRange(into *netip.Prefix) value {
 	}}
 }
 
+// balancers are the addresses from which balancers connect: one, or a range.
+func balancers(into *netip.Prefix) value {
+	return scalar[netip.Prefix]{into, form[netip.Prefix]{
+		what: "an address such as 10.0.0.2, or a range such as 10.0.3.0/28",
+		parse: func(_ *decoder, s string) (netip.Prefix, *fault) {
+			if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" && !a.Is4In6() {
+				return netip.PrefixFrom(a, a.BitLen()), nil
+			}
+			p, err := netip.ParsePrefix(s)
+			switch {
+			case err != nil || p.Addr().Is4In6():
+				return netip.Prefix{}, &fault{codeAddress, quote(s) + " is not an address or a range of addresses", "write, for example, 10.0.0.2 or 10.0.3.0/28"}
+			case p != p.Masked():
+				return netip.Prefix{}, &fault{codeAddress, quote(s) + " is an address inside a range", "write " + p.Masked().String() + " for the range, or " + p.Addr().String() + " for the address"}
+			case p.Addr().Is4() && p.Bits() < 8, p.Addr().Is6() && p.Bits() < 32:
+				// Whoever is in the range can name any client.
+				return netip.Prefix{}, &fault{codeRange, quote(s) + " is too wide", "name the balancers' own addresses; at most a /8 of IPv4, or a /32 of IPv6"}
+			}
+			return p, nil
+		},
+		props: map[string]any{"type": "string"},
+	}}
+}
+
 func parseAddress(s string) (netip.AddrPort, *fault) {
 	ap, err := netip.ParseAddrPort(s)
 	if err != nil || ap.Port() == 0 || ap.Addr().Zone() != "" || ap.Addr().Is4In6() {

@@ -140,7 +140,7 @@ func TestExamples(t *testing.T) {
 
 func TestDescribe(t *testing.T) {
 	var got strings.Builder
-	for _, path := range []string{"", "bindings.mode", "workloads.select", "workloads.select.unix.uid", "services.max_exchange", "trust_domain"} {
+	for _, path := range []string{"", "bindings.mode", "workloads.select", "workloads.select.unix.uid", "services.max_exchange", "services.proxy_protocol", "services.max_connections", "trust_domain"} {
 		text, ok := config.Describe(path)
 		if !ok {
 			t.Fatalf("Describe(%q) finds nothing", path)

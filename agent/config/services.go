@@ -38,12 +38,39 @@ func (d *decoder) services(c *Config, dir directory) {
 			d.failAt(at+".upstream", fault{codeAnyUpstream, "any local user can listen on " + s.Upstream.Address + " while the server is away, and would be sent the calls",
 				"add process: {unit: SERVER.service} or process: {uid: NUMBER}, or use a Unix socket"})
 		}
+		d.crowds(s, at)
 		switch listen, upstream := d.set(at+".listen"), d.set(at+".upstream"); {
 		case listen && !upstream:
 			d.failAt(at+".listen", fault{codeHalfServed, "the service has listen but no upstream", "add upstream: {address: unix:/path/to/socket}, or remove listen where another host serves it"})
 		case upstream && !listen:
 			d.failAt(at+".upstream", fault{codeHalfServed, "the service has upstream but no listen", "add listen: 10.0.0.5:8443, or remove upstream where another host serves it"})
 		}
+	}
+}
+
+// crowds checks what holds of connections with a service's ward, which only the host that serves it has.
+func (d *decoder) crowds(s *Service, at string) {
+	var ranges []string
+	for _, p := range s.ProxyProtocol {
+		if !p.IsValid() {
+			ranges = append(ranges, "")
+			continue
+		}
+		ranges = append(ranges, p.String())
+	}
+	d.noRepeats(ranges, at+".proxy_protocol")
+	for _, key := range []string{"proxy_protocol", "max_connections", "max_connections_total"} {
+		if d.set(at+"."+key) && d.ok(at+"."+key) && !d.set(at+".listen") && !d.set(at+".upstream") {
+			d.failAt(at+"."+key, fault{codeHalfServed, "the service has " + key + " but no listen", "add listen and upstream, or remove " + key + " where another host serves it"})
+		}
+	}
+	if s.MaxConnectionsTotal < s.MaxConnections && d.ok(at+".max_connections") && d.ok(at+".max_connections_total") {
+		key := "max_connections"
+		if d.set(at + ".max_connections_total") {
+			key = "max_connections_total"
+		}
+		d.failAt(at+"."+key, fault{codeCrowd, fmt.Sprintf("one caller may have %d connections open, and all together %d", s.MaxConnections, s.MaxConnectionsTotal),
+			"raise max_connections_total, or lower max_connections"})
 	}
 }
 

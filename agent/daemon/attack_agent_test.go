@@ -17,7 +17,7 @@ import (
 // in it a ward would get bundles and SVIDs of his making, and take his calls for anybody's.
 func TestAttackFolderOfTheAgentsSocket(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("NOT RUN: it must be root to make another user's folder")
+		t.Skip("SKIPPED: needs root to make another user's folder")
 	}
 	const attacker = 7003
 	base, err := os.MkdirTemp("", "ward")

@@ -16,7 +16,11 @@ func (d *Daemon) buildBroker(attestors []attest.Attestor) (err error) {
 	d.broker, err = broker.New(broker.Options{
 		Lender: d.identities, Pin: pin, Attestors: attestors, Registerer: d.registry,
 		Resolve: func(ctx context.Context, r attest.Reference) (workload.Process, error) {
-			return d.pinner.Resolve(ctx, r)
+			p, err := d.pinner.Resolve(ctx, r)
+			if err != nil {
+				return nil, err // not p, which as an interface would not be nil
+			}
+			return p, nil
 		},
 		Brokers: func() ([]attest.Selectors, <-chan struct{}) {
 			changed := d.changed() // first: what changes from here on closes it

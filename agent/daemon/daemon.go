@@ -8,6 +8,7 @@
 //	agent     attestation, entries, the Workload API and the Broker API, the embedded authority
 //	egress    local callers' listeners; their identities are borrowed over the Broker API
 //	ingress   the network's listeners; its own identities come over the Workload API
+//	proxy     egress and ingress in one process
 //	run       all of these in one process, which hand each other what they would ask for over sockets
 //
 // The mesh is a journey of its own ([RunMesh]).
@@ -61,7 +62,7 @@ type Options struct {
 	Entries   []*workload.Entry
 	// Listeners are sockets that are open already, by their address as config spells it. The Daemon closes them.
 	Listeners map[string]net.Listener
-	// Datagrams are such sockets for mesh.dns.
+	// Datagrams are such sockets for mesh.dns, which it closes, too.
 	Datagrams []net.PacketConn
 	// Confine gives up, for good, what the role does not need of the host's files and ports.
 	Confine bool
@@ -272,6 +273,9 @@ func (t tap) Append(r *proxy.Record) (proxy.Receipt, error) {
 func (d *Daemon) close() {
 	for _, l := range d.o.Listeners {
 		_ = l.Close()
+	}
+	for _, c := range d.o.Datagrams {
+		_ = c.Close()
 	}
 	if d.ingress != nil {
 		d.ingress.close()

@@ -138,7 +138,8 @@ func services(cfg *config.Config) []*proxy.Service {
 	var out []*proxy.Service
 	for _, s := range cfg.Services {
 		svc := &proxy.Service{Name: s.Name, ID: s.ID, Addresses: s.Addresses, Callers: s.Callers, Base: s.Base, MaxExchange: s.MaxExchange,
-			Upstream: proxy.Upstream{Network: s.Upstream.Network, Address: s.Upstream.Address}}
+			Upstream:  proxy.Upstream{Network: s.Upstream.Network, Address: s.Upstream.Address},
+			Balancers: s.ProxyProtocol, MaxConnections: s.MaxConnections, MaxConnectionsTotal: s.MaxConnectionsTotal}
 		if s.Listen.IsValid() {
 			svc.Listen = s.Listen.String()
 		}

@@ -299,7 +299,7 @@ func TestOrdinaryUser(t *testing.T) {
 // What an ordinary user may not look into is not said to be in order.
 func TestUnseen(t *testing.T) {
 	if os.Getuid() == 0 {
-		t.Skip("needs an ordinary user: root sees everything")
+		t.Skip("SKIPPED: needs an ordinary user: root sees everything")
 	}
 	f := newFake(t)
 	f.host.UID = os.Getuid()

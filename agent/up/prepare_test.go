@@ -106,7 +106,7 @@ func TestEditedPoliciesAreKept(t *testing.T) {
 
 func TestFolderTooDeepForSockets(t *testing.T) {
 	if os.Getuid() == 0 {
-		t.Skip("as root the sockets lie in a folder of their own; this needs an ordinary user")
+		t.Skip("SKIPPED: as root the sockets lie in a folder of their own; this needs an ordinary user")
 	}
 	_, err := prepare(Options{Dir: filepath.Join(folder(t), strings.Repeat("x", 100))})
 	if err == nil || !strings.Contains(err.Error(), "--dir") {

@@ -18,7 +18,7 @@ func neighbour(t *testing.T) *os.File {
 	t.Helper()
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ENOENT) {
-		t.Skip("NOT RUN: it needs /dev/net/tun")
+		t.Skip("SKIPPED: needs /dev/net/tun")
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -176,7 +176,7 @@ func refused(t *testing.T, dir, want string) {
 
 func TestLoadRefusesOthersFiles(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: only root can give a file to somebody else")
+		t.Skip("SKIPPED: needs root: only root can give a file to somebody else")
 	}
 	dir := folder(t, map[string]string{"a.cedar": everyone})
 	if err := os.Chown(dir+"/a.cedar", 4242, -1); err != nil {

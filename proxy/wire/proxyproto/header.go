@@ -4,8 +4,8 @@
 // # Why
 //
 // Behind a balancer every connection comes from the balancer's address. Who calls is proved by the caller's certificate,
-// which a balancer that passes bytes through does not touch; from where, only the balancer knows. The trail names the
-// client's address, and sources are kept apart by it, so it is worth having.
+// which a balancer that passes bytes through does not touch; from where, only the balancer knows. Whoever shows no
+// identity is known by its address alone: the trail names it, and sources are kept apart by it.
 //
 // # Threat
 //
