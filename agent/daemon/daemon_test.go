@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -187,9 +188,21 @@ policies: {dir: policy}
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = daemon.New(t.Context(), cfg, daemon.Options{Version: "test", Log: zap.NewNop()})
+	stream, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	datagrams, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = daemon.New(t.Context(), cfg, daemon.Options{Version: "test", Log: zap.NewNop(), Listeners: map[string]net.Listener{"127.0.0.1:53": stream},
+		Datagrams: []net.PacketConn{datagrams}})
 	if err == nil || !strings.Contains(err.Error(), "a.cedar:1:") {
 		t.Errorf("policies that do not check were accepted: %v", err)
+	}
+	if stream.Close() == nil || datagrams.Close() == nil {
+		t.Error("a socket that was handed over stays open")
 	}
 	if _, err := os.Stat(cfg.Agent.Socket); err == nil {
 		t.Error("a socket was opened all the same")
