@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"errors"
 	"io"
+	"os"
 
 	"github.com/wardmesh/ward/proxy/fhir"
 	"github.com/wardmesh/ward/proxy/wire"
@@ -65,7 +67,7 @@ func (c *inbound) readBody(r *wire.Request) ([]byte, error) {
 		switch {
 		case c.x.Context().Err() != nil:
 			return nil, Refuse(CauseTimeout, "the caller went away")
-		case c.ctx.Err() != nil:
+		case c.ctx.Err() != nil, errors.Is(err, os.ErrDeadlineExceeded):
 			return nil, Refuse(CauseTimeout, "the body did not arrive in time")
 		}
 		return nil, Refuse(CauseMalformed, "the body ended early, or is not framed as HTTP")

@@ -51,6 +51,9 @@ type local struct {
 	process *process
 }
 
+// NetConn is the socket, of which the server sees whether the process has gone.
+func (l *local) NetConn() net.Conn { return l.Conn }
+
 func (callers) Caller(_ context.Context, c net.Conn) (proxy.Caller, error) {
 	switch p := c.(*local).process; {
 	case p.unknown != nil:

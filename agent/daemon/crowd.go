@@ -78,6 +78,9 @@ func (n *counted) count(c *crowd, uid uint32) error {
 	return nil
 }
 
+// NetConn is the connection that is counted.
+func (n *counted) NetConn() net.Conn { return n.Conn }
+
 // Close implements net.Conn.
 func (n *counted) Close() error {
 	n.mu.Lock()

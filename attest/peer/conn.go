@@ -108,6 +108,28 @@ func (c netConn) CloseWrite() error {
 	return fmt.Errorf("peer: %s: close for writing: %w", c.LocalAddr().Network(), os.ErrInvalid)
 }
 
+// HungUp reports whether the other end has closed the connection, or has ended its sending. It reads nothing.
+func (c netConn) HungUp() bool {
+	sc, ok := c.anyConn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := false
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}} //nolint:gosec // a descriptor fits
+		n, err := unix.Poll(p, 0)
+		for errors.Is(err, unix.EINTR) {
+			n, err = unix.Poll(p, 0)
+		}
+		gone = n > 0 && p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return gone || err != nil // it is closed on this side
+}
+
 func (c netConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
 }

@@ -69,42 +69,6 @@ func (s *Server) serveH2(ctx context.Context, a *admitted) {
 	<-f.closed
 }
 
-// multiplexed are the connections that speak HTTP/2.
-type multiplexed struct {
-	leaving context.Context // ends when draining begins
-	leave   context.CancelFunc
-
-	mu   sync.Mutex
-	open map[*admitted]struct{}
-}
-
-// apart serves a connection that speaks HTTP/2.
-func (s *Server) apart(a *admitted) {
-	defer s.leave()
-	s.h2.mu.Lock()
-	if s.h2.open == nil {
-		s.h2.open = map[*admitted]struct{}{}
-	}
-	s.h2.open[a] = struct{}{}
-	s.h2.mu.Unlock()
-	s.serveH2(s.h2.leaving, a)
-	s.h2.mu.Lock()
-	delete(s.h2.open, a)
-	s.h2.mu.Unlock()
-	if s.Closed != nil {
-		s.Closed(a.value)
-	}
-}
-
-// cut ends those that are still there.
-func (m *multiplexed) cut() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for a := range m.open {
-		_ = a.Conn.Close()
-	}
-}
-
 // single is a listener of one connection.
 type single struct{ conn net.Conn }
 
@@ -163,7 +127,7 @@ func (s *Server) stream(f *frames, a *admitted, w http.ResponseWriter, r *http.R
 	if head.verdict != 0 {
 		_, _ = x.Commit(s.Refuse(a.value, x.Remote, head.verdict))
 	} else {
-		s.handleStream(x)
+		s.handle(x)
 	}
 	if gone || x.abort && r.Context().Err() != nil {
 		f.abandoned() // the work was for nothing
@@ -171,18 +135,6 @@ func (s *Server) stream(f *frames, a *admitted, w http.ResponseWriter, r *http.R
 	if x.abort || !x.done {
 		panic(http.ErrAbortHandler) // which resets the stream
 	}
-}
-
-func (s *Server) handleStream(x *Exchange) {
-	defer func() {
-		if v := recover(); v != nil {
-			x.Abort()
-			if s.Defect != nil {
-				s.Defect(stack())
-			}
-		}
-	}()
-	s.Handle(x)
 }
 
 // errBody says that a body is not as long as was announced.
@@ -294,17 +246,18 @@ func answerStream(w http.ResponseWriter, rc *http.ResponseController, method str
 
 // pour copies src to the stream, and flushes whenever src has given less than a full buffer: events go out as they come.
 func pour(w io.Writer, p *patience, src io.Reader) (int64, error) {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
+	room := longPieces.Get().(*piece)
+	defer longPieces.Put(room)
+	buf := room[:32<<10]
 	var n int64
 	for {
-		m, err := src.Read(*buf)
+		m, err := src.Read(buf)
 		if m > 0 {
-			if werr := p.with(func() error { _, werr := w.Write((*buf)[:m]); return werr }); werr != nil {
+			if werr := p.with(func() error { _, werr := w.Write(buf[:m]); return werr }); werr != nil {
 				return n, werr
 			}
 			n += int64(m)
-			if m < len(*buf) && err == nil {
+			if m < len(buf) && err == nil {
 				if ferr := p.with(p.rc.Flush); ferr != nil {
 					return n, ferr
 				}

@@ -5,22 +5,22 @@
 // [Exchange.Abort]. It sends requests of the same shape through a [Client]. No journey and no check above this
 // package takes a type of net/http, so that the engine underneath can be replaced without touching them.
 //
-// The engine is net/http today, fenced in where it would decide for us:
+// The engine for HTTP/1.1 is Ward's own, on the strict codec of package http1:
 //
-//   - connections are handed to it only after TLS and after [Server.Accept] have had their say, so nothing is read
-//     from a caller that is not yet identified;
-//   - what it would answer by itself to bytes that are not HTTP (400, 431, 501, 505) is replaced by [Server.Refuse]'s
-//     answer, so that no refusal goes out without a decision id and a record;
+//   - nothing is read from a caller before TLS and [Server.Accept] have had their say;
+//   - one goroutine serves a connection, request after request. It holds a buffer from a request's first byte to its
+//     answer's last, and none while it waits: a peer that idles costs little, and one that sends half a head not much;
+//   - bytes that are not acceptable get [Server.Refuse]'s answer, so that no refusal goes out without a decision id and a
+//     record, and the connection ends so that the peer sees it;
+//   - each phase has its deadline, and bodies and answers a least rate;
 //   - HTTP/2 is there where ALPN chooses it, and stands under the same rules: see serveH2. A client never speaks it;
-//   - upgrades are off on both sides; redirects, cookies, compression and proxies do not exist here;
-//   - bytes that a server sends beyond its reply end the connection, and never answer the next request on it;
-//   - every request's head is read along before the engine sees its end, and one that another reader could take for
-//     something else (RFC 9112, more strictly than it asks: both framings, any second length, lines that end in LF alone,
-//     folded ones, an absolute target beside another Host) is withheld from the engine. See heads.
+//   - upgrades, redirects, cookies, compression and proxies do not exist here;
+//   - bytes that a server sends beyond its reply end the connection, and never answer the next request on it.
 //
-// Threats met here: slow heads and idle connections (deadlines), oversized heads (limits), replies that outlive
-// their connection's identity ([Bounded]), and framing attacks: by reading heads strictly, and by Ward's writing each
-// request anew, so that no framing of a client's ever reaches the next hop.
+// Threats met here: request smuggling (by reading heads and bodies in one way only, and by writing each message anew, so
+// that no framing of a peer's ever reaches the next hop), slow heads, bodies and readers, idle connections, oversized
+// heads, and connections that outlive the identities they were made with ([Bounded]). The grammar is RFC 9112's:
+// https://www.rfc-editor.org/rfc/rfc9112.
 package wire
 
 import (
@@ -99,16 +99,38 @@ type Exchange struct {
 	// Remote is the peer's address, for records.
 	Remote string
 
-	ctx    context.Context
-	commit func(*Response) (int64, error)
-	until  func(time.Time)
-	done   bool
-	abort  bool
+	ctx   context.Context
+	by    engine
+	until func(time.Time)
+	done  bool
+	abort bool
+}
+
+// engine is the side of an exchange that is on the wire.
+type engine interface {
+	answer(r *Response) (int64, error)
+	bound(end time.Time)
 }
 
 // NewExchange makes an exchange that is answered by commit. Engines and tests call it.
 func NewExchange(ctx context.Context, r Request, conn any, remote string, commit func(*Response) (int64, error)) *Exchange {
-	return &Exchange{Request: r, Conn: conn, Remote: remote, ctx: ctx, commit: commit}
+	x := &Exchange{Request: r, Conn: conn, Remote: remote, ctx: ctx}
+	x.by = &committing{x, commit}
+	return x
+}
+
+// committing is an engine that is a function.
+type committing struct {
+	x      *Exchange
+	commit func(*Response) (int64, error)
+}
+
+func (c *committing) answer(r *Response) (int64, error) { return c.commit(r) }
+
+func (c *committing) bound(end time.Time) {
+	if c.x.until != nil {
+		c.x.until(end)
+	}
 }
 
 // Context ends when the peer has gone away or the server is being closed.
@@ -117,8 +139,8 @@ func (x *Exchange) Context() context.Context { return x.ctx }
 // Until bounds the exchange: shortly after t the reading of a request body that still has not come fails, and then the
 // writing of an answer that the peer does not take. Whoever handles the exchange is to have given up by t.
 func (x *Exchange) Until(t time.Time) {
-	if x.until != nil {
-		x.until(t)
+	if !x.done {
+		x.by.bound(t)
 	}
 }
 
@@ -132,7 +154,7 @@ func (x *Exchange) Commit(r *Response) (int64, error) {
 		return 0, ErrAborted
 	}
 	x.done = true
-	n, err := x.commit(r)
+	n, err := x.by.answer(r)
 	if err != nil {
 		x.abort = true
 	}
