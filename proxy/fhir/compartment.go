@@ -152,8 +152,10 @@ func (in *Interaction) keepCheckable() error {
 // Patients gives the ids of the patients that the request itself names, in its order: the Patient that it reads or
 // changes, and those that it searches for. A bare id counts where it can be a patient's. What the reply tells of
 // further patients is not known yet.
-func Patients(in Interaction) []string {
-	var ids []string
+func Patients(in Interaction) []string { return AppendPatients(nil, &in) }
+
+// AppendPatients appends what Patients gives to ids, each id once.
+func AppendPatients(ids []string, in *Interaction) []string {
 	add := func(id string) {
 		if !slices.Contains(ids, id) {
 			ids = append(ids, id)

@@ -8,21 +8,37 @@ import (
 )
 
 // call is one interaction in Cedar's terms. Building Cedar's records costs more than evaluating policies does, so a
-// call builds only the attributes in needs, and its entities only when a policy looks at them.
+// call builds only the attributes in needs, and its entities only when a policy looks at them; with a memory it builds
+// those of its user and workload only when they are not there yet.
 type call struct {
-	model *model
-	in    *inputs
-	req   *request
-	needs mask
+	model  *model
+	in     *inputs
+	req    *request
+	needs  mask
+	memory *memory // nil: none
 
 	principal, resource             types.EntityUID
 	principalEntity, resourceEntity types.Entity // made at the first Get
 }
 
 func (m *model) call(in *inputs, req *request, needs mask) *call {
-	return &call{model: m, in: in, req: req, needs: needs,
+	c := &call{}
+	c.set(m, in, req, needs)
+	return c
+}
+
+// set makes c the call of one interaction.
+func (c *call) set(m *model, in *inputs, req *request, needs mask) {
+	*c = call{model: m, in: in, req: req, needs: needs,
 		principal: types.NewEntityUID(workloadType, types.String(in.Principal.Name)),
-		resource:  types.NewEntityUID(types.EntityType(fhirPrefix+req.Type), types.String(req.ID))}
+		resource:  types.NewEntityUID(m.resourceType(req.Type), types.String(req.ID))}
+}
+
+func (m *model) resourceType(name string) types.EntityType {
+	if t, ok := m.types[name]; ok {
+		return t
+	}
+	return types.EntityType(fhirPrefix + name)
 }
 
 func (c *call) request() cedar.Request {
@@ -30,7 +46,7 @@ func (c *call) request() cedar.Request {
 		Principal: c.principal,
 		Action:    types.NewEntityUID(actionType, types.String(c.req.Action)),
 		Resource:  c.resource,
-		Context:   c.record(c.model.context),
+		Context:   c.context(),
 	}
 }
 
@@ -39,7 +55,7 @@ func (c *call) Get(uid types.EntityUID) (types.Entity, bool) {
 	switch uid {
 	case c.principal:
 		if c.principalEntity.UID != uid {
-			c.principalEntity = types.Entity{UID: uid, Parents: folders(string(uid.ID)), Attributes: c.record(c.model.principal)}
+			c.principalEntity = c.workload()
 		}
 		return c.principalEntity, true
 	case c.resource:
@@ -73,23 +89,38 @@ func (c *call) record(table []attribute) types.Record {
 	// A map of at most eight is one small block; larger ones cost twice.
 	m := make(types.RecordMap, min(len(table), 8))
 	for i := range table {
-		a := &table[i]
-		if !c.needs.has(a.all) {
-			continue
+		if a := &table[i]; c.needs.has(a.all) {
+			if v := a.value(c); v != nil {
+				m[types.String(a.name)] = v
+			}
 		}
-		var v types.Value
-		switch {
-		case a.value != nil:
-			v = a.value(c)
-		case a.present == nil || a.present(c):
-			v = c.record(a.fields)
-		}
-		if v == nil {
-			continue
-		}
-		m[types.String(a.name)] = v
 	}
 	return types.NewRecord(m)
+}
+
+// value is nil when the attribute is absent.
+func (a *attribute) value(c *call) types.Value {
+	switch {
+	case a.text != nil:
+		if s := a.text(c); s != "" || !a.optional {
+			return types.String(s)
+		}
+	case a.list != nil:
+		if list := a.list(c); list != nil || !a.image {
+			values := make([]types.Value, len(list))
+			for i, s := range list {
+				values[i] = types.String(s)
+			}
+			return types.NewSet(values...)
+		}
+	case a.flag != nil:
+		return types.Boolean(a.flag(c))
+	case a.number != nil:
+		return types.Long(a.number(c))
+	case a.present == nil || a.present(c):
+		return c.record(a.fields)
+	}
+	return nil
 }
 
 // unknown is the set of attributes that nobody has looked up.

@@ -22,9 +22,13 @@ type verdict struct {
 //   - A policy that looks at an attribute which nobody has looked up is open: it may hold or not. While one is open
 //     nothing is allowed. The call is denied where every answer would deny it: a forbid holds, or no permit holds and
 //     none is open. Else the image is needed.
-func (s *Set) decide(in *inputs, r *request) verdict {
+func (s *Set) decide(in *inputs, r *request) verdict { return s.decideOn(&call{}, in, r) }
+
+// decideOn is decide in c's memory.
+func (s *Set) decideOn(c *call, in *inputs, r *request) verdict {
 	slice := s.slice(r)
-	c := s.model.call(in, r, slice.reads)
+	c.set(s.model, in, r, slice.reads)
+	c.memory = s.memory
 	decision, diag := cedar.Authorize(slice, c, c.request())
 	if len(diag.Errors) == 0 {
 		v := verdict{effect: proxy.Deny, policies: reasons(diag)}

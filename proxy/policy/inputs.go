@@ -80,25 +80,43 @@ type body struct {
 	Conditional bool     `json:"conditional,omitempty"`
 }
 
+// view is a call on its way through Decide: what policy sees of it, and the room that deciding takes, in one piece of
+// memory.
+type view struct {
+	inputs
+	person   user
+	single   [1]request
+	params   [8]string
+	patients [2]string
+	call     call
+}
+
 // see gives f as policy sees it. What cannot be seen whole is an error, and an error denies.
-func (m *model) see(f *proxy.Facts) (*inputs, error) {
-	in := &inputs{
+func (m *model) see(f *proxy.Facts, v *view) error {
+	v.inputs = inputs{
 		Model:     inputsModel,
 		Principal: principal{Name: name(f.Caller, f.Self), ID: f.Caller.String()},
 		Context: shared{Service: f.Service, Client: client(f.Client), Level: f.Grant.Level.String(),
 			Confined: f.Grant.Confined, Purpose: f.Purpose, Risk: int64(f.Risk.Score)},
 	}
 	if u := f.User; u != nil {
-		in.Context.User = &user{Issuer: u.Issuer, Subject: u.Subject, FHIRUser: u.FHIRUser.String(), Patient: u.Patient}
-		in.Context.Roles = u.Roles
+		v.person = user{Issuer: u.Issuer, Subject: u.Subject, FHIRUser: u.FHIRUser.String(), Patient: u.Patient}
+		v.Context.User, v.Context.Roles = &v.person, u.Roles
 	}
-	in.Requests = make([]request, len(f.Interactions))
+	if len(f.Interactions) == 1 {
+		v.Requests = v.single[:]
+		if err := m.request(&v.Requests[0], f, &f.Interactions[0], v.params[:0], v.patients[:0:1], v.patients[1:1]); err != nil {
+			return err
+		}
+		return v.check(m)
+	}
+	v.Requests = make([]request, len(f.Interactions))
 	for i := range f.Interactions {
-		if err := m.request(&in.Requests[i], f, &f.Interactions[i]); err != nil {
-			return nil, err
+		if err := m.request(&v.Requests[i], f, &f.Interactions[i], nil, nil, nil); err != nil {
+			return err
 		}
 	}
-	return in, in.check(m)
+	return v.check(m)
 }
 
 func name(id, self spiffeid.ID) string {
@@ -108,8 +126,9 @@ func name(id, self spiffeid.ID) string {
 	return id.String()
 }
 
-func (m *model) request(r *request, f *proxy.Facts, act *fhir.Interaction) error {
-	*r = request{Action: act.Kind.String(), Type: act.Type, ID: act.ID, Params: paramNames(act.Params), Named: fhir.Patients(*act)}
+// request fills r; params, named and own are room for its lists.
+func (m *model) request(r *request, f *proxy.Facts, act *fhir.Interaction, params, named, own []string) error {
+	*r = request{Action: act.Kind.String(), Type: act.Type, ID: act.ID, Params: paramNames(params, act.Params), Named: fhir.AppendPatients(named, act)}
 	if r.Type == "" {
 		r.Type = systemType
 	}
@@ -122,21 +141,21 @@ func (m *model) request(r *request, f *proxy.Facts, act *fhir.Interaction) error
 			Foreign: f.Content.Foreign, Conditional: f.Content.Conditional}
 		r.Named = union(union(r.Named, r.Body.Patients), r.Body.Carries)
 	}
-	r.Patients, r.Labels = image(r)
+	r.Patients, r.Labels = image(r, own)
 	return nil
 }
 
 // image is what is known of the resource as the server holds it, nil where nobody has looked. Only four things are
 // known without looking: a new resource is what its body says; the server's own capabilities concern nobody; a
 // Patient is its own patient, before an update and after it; and some types cannot refer to a patient at all.
-func image(r *request) (patients, labels []string) {
+func image(r *request, own []string) (patients, labels []string) {
 	switch {
 	case r.Action == fhir.Create.String():
 		return orEmpty(r.Body.Patients), orEmpty(r.Body.Labels)
 	case r.Action == fhir.Capabilities.String():
 		return []string{}, []string{}
 	case r.Type == "Patient" && r.ID != "":
-		return []string{r.ID}, nil
+		return append(own, r.ID), nil
 	case r.Type != systemType && !fhir.RefersToPatient(r.Type):
 		return []string{}, nil
 	}
@@ -152,11 +171,7 @@ func orEmpty(s []string) []string {
 
 // paramNames strips modifiers and chains (`subject:Patient.name` is subject), so that a policy which names a
 // parameter cannot be passed by with a modifier.
-func paramNames(params []fhir.Param) []string {
-	if len(params) == 0 {
-		return nil
-	}
-	names := make([]string, 0, len(params))
+func paramNames(names []string, params []fhir.Param) []string {
 	for _, p := range params {
 		n := p.Name
 		if i := strings.IndexAny(n, ":."); i >= 0 {

@@ -2,6 +2,8 @@ package policy
 
 import (
 	"github.com/cedar-policy/cedar-go/types"
+
+	"github.com/wardmesh/ward/proxy/fhir"
 )
 
 // The names that policies write.
@@ -53,11 +55,17 @@ type attribute struct {
 	optional bool
 	writes   bool // only in the context of actions that bring a body
 	image    bool // describes the stored resource, so it can be unknown
+	varies   bool // from call to call of one user
 	doc      string
-	fields   []attribute // of a record
-	// value is nil when the attribute is absent. A record has present instead, or neither when it is always there.
-	value   func(*call) types.Value
-	present func(*call) bool
+
+	// Where its value comes from: one of these. Both what Cedar sees and the key under which that is remembered follow.
+	text   func(*call) string   // when optional, absent if empty
+	list   func(*call) []string // of an image, absent if nil: nobody has looked
+	flag   func(*call) bool
+	number func(*call) int64
+	fields []attribute // of a record
+
+	present func(*call) bool // of a record; nil: it is always there
 
 	bit mask // this attribute's own
 	all mask // its own and its fields'
@@ -73,13 +81,20 @@ type model struct {
 	actions                      map[string]action
 	principal, resource, context []attribute
 	patients, labels             mask // the attributes of a resource that can be unknown
+	varying                      mask // those of the context that differ from call to call of one user
+	body                         mask // those of them that a body brings
+	ofPrincipal, ofContext       mask
 	everything                   mask
 	entities                     map[types.EntityUID]types.Entity // the actions, with their groups
+	types                        map[string]types.EntityType      // of resources, by FHIR's names
 }
 
 func newModel() *model {
 	m := &model{actions: map[string]action{}, principal: principalTable(), resource: resourceTable(),
-		context: contextTable(), entities: map[types.EntityUID]types.Entity{}}
+		context: contextTable(), entities: map[types.EntityUID]types.Entity{}, types: map[string]types.EntityType{systemType: fhirPrefix + systemType}}
+	for _, t := range fhir.Types() {
+		m.types[t] = types.EntityType(fhirPrefix + t)
+	}
 	for _, a := range actions() {
 		groups := make([]types.EntityUID, len(a.in))
 		for i, g := range a.in {
@@ -90,9 +105,16 @@ func newModel() *model {
 		m.entities[uid] = types.Entity{UID: uid, Parents: types.NewEntityUIDSet(groups...)}
 	}
 	next := mask(1)
-	for _, table := range [][]attribute{m.principal, m.resource, m.context} {
-		m.everything |= number(table, &next)
+	m.ofPrincipal = number(m.principal, &next)
+	m.everything = m.ofPrincipal | number(m.resource, &next)
+	m.ofContext = number(m.context, &next)
+	m.everything |= m.ofContext
+	for _, a := range m.context {
+		if a.varies {
+			m.varying |= a.all
+		}
 	}
+	m.body = find(m.context, "body").all
 	m.patients, m.labels = find(m.resource, "patients").bit, find(m.resource, "labels").bit
 	return m
 }
@@ -123,95 +145,71 @@ func find(table []attribute, name string) *attribute {
 func principalTable() []attribute {
 	return []attribute{
 		{name: "id", typ: "String", doc: "the full SPIFFE ID, spiffe://clinic.example/app/portal",
-			value: func(c *call) types.Value { return types.String(c.in.Principal.ID) }},
+			text: func(c *call) string { return c.in.Principal.ID }},
 	}
 }
 
 func resourceTable() []attribute {
 	return []attribute{
 		{name: "id", typ: "String", optional: true, doc: "the id that the request names; absent for a search, a create, the history of a type",
-			value: func(c *call) types.Value { return text(c.req.ID) }},
+			text: func(c *call) string { return c.req.ID }},
 		{name: "patients", typ: "Set<String>", image: true, doc: "ids of the patients in whose compartment it is",
-			value: func(c *call) types.Value { return known(c.req.Patients) }},
+			list: func(c *call) []string { return c.req.Patients }},
 		{name: "labels", typ: "Set<String>", image: true, doc: "its security labels, each as system|code",
-			value: func(c *call) types.Value { return known(c.req.Labels) }},
+			list: func(c *call) []string { return c.req.Labels }},
 	}
 }
 
 func contextTable() []attribute {
 	return []attribute{
 		{name: "service", typ: "String", doc: "the mesh name of the service that is called",
-			value: func(c *call) types.Value { return types.String(c.in.Context.Service) }},
+			text: func(c *call) string { return c.in.Context.Service }},
 		{name: "client", typ: "Client", doc: "the OAuth client to which the token was issued",
 			fields: []attribute{
 				{name: "issuer", typ: "String", doc: "of the token; empty without a token",
-					value: func(c *call) types.Value { return types.String(c.in.Context.Client.Issuer) }},
+					text: func(c *call) string { return c.in.Context.Client.Issuer }},
 				{name: "id", typ: "String", doc: "unique only within its issuer; empty without a token",
-					value: func(c *call) types.Value { return types.String(c.in.Context.Client.ID) }},
+					text: func(c *call) string { return c.in.Context.Client.ID }},
 			}},
 		{name: "user", typ: "User", optional: true, doc: "the person for whom the call is made; absent when the client acts for itself",
 			present: func(c *call) bool { return c.in.Context.User != nil },
 			fields: []attribute{
 				{name: "issuer", typ: "String", doc: "who vouches for the subject",
-					value: func(c *call) types.Value { return types.String(c.in.Context.User.Issuer) }},
+					text: func(c *call) string { return c.in.Context.User.Issuer }},
 				{name: "subject", typ: "String", doc: "unique only within its issuer",
-					value: func(c *call) types.Value { return types.String(c.in.Context.User.Subject) }},
+					text: func(c *call) string { return c.in.Context.User.Subject }},
 				{name: "fhirUser", typ: "String", optional: true, doc: "the resource that is this person: Practitioner/lee",
-					value: func(c *call) types.Value { return text(c.in.Context.User.FHIRUser) }},
+					text: func(c *call) string { return c.in.Context.User.FHIRUser }},
 				{name: "patient", typ: "String", optional: true, doc: "id of the patient for whom the application was launched",
-					value: func(c *call) types.Value { return text(c.in.Context.User.Patient) }},
+					text: func(c *call) string { return c.in.Context.User.Patient }},
 			}},
 		{name: "roles", typ: "Set<String>", doc: "the user's roles, from the claim that the config names; empty without a user",
-			value: func(c *call) types.Value { return set(c.in.Context.Roles) }},
+			list: func(c *call) []string { return c.in.Context.Roles }},
 		{name: "level", typ: "String", doc: "whose access the token's scopes speak of: patient, user or system; empty for capabilities",
-			value: func(c *call) types.Value { return types.String(c.in.Context.Level) }},
+			text: func(c *call) string { return c.in.Context.Level }},
 		{name: "confined", typ: "Bool", doc: "the scopes confine the call to the launch patient's compartment, and Ward checks the reply for it",
-			value: func(c *call) types.Value { return types.Boolean(c.in.Context.Confined) }},
+			flag: func(c *call) bool { return c.in.Context.Confined }},
 		{name: "purpose", typ: "String", optional: true, doc: "purpose of use, an HL7 v3 ActReason code (TREAT, HPAYMT, …), when the token states one",
-			value: func(c *call) types.Value { return text(c.in.Context.Purpose) }},
+			text: func(c *call) string { return c.in.Context.Purpose }},
 		{name: "risk", typ: "Long", doc: "how unusual the call is: 0 (nothing) to 100",
-			value: func(c *call) types.Value { return types.Long(c.in.Context.Risk) }},
-		{name: "params", typ: "Set<String>", doc: "names of the search parameters, without modifiers and chains",
-			value: func(c *call) types.Value { return set(c.req.Params) }},
-		{name: "patients", typ: "Set<String>", doc: "ids of the patients whom the request itself names: in its path, parameters or body",
-			value: func(c *call) types.Value { return set(c.req.Named) }},
-		{name: "body", typ: "Body", writes: true, doc: "the resource that a create or an update brings",
+			number: func(c *call) int64 { return c.in.Context.Risk }},
+		{name: "params", typ: "Set<String>", varies: true, doc: "names of the search parameters, without modifiers and chains",
+			list: func(c *call) []string { return c.req.Params }},
+		{name: "patients", typ: "Set<String>", varies: true, doc: "ids of the patients whom the request itself names: in its path, parameters or body",
+			list: func(c *call) []string { return c.req.Named }},
+		{name: "body", typ: "Body", writes: true, varies: true, doc: "the resource that a create or an update brings",
 			present: func(c *call) bool { return c.req.Body != nil },
 			fields: []attribute{
 				{name: "patients", typ: "Set<String>", doc: "ids of the patients in whose compartment it would be",
-					value: func(c *call) types.Value { return set(c.req.Body.Patients) }},
+					list: func(c *call) []string { return c.req.Body.Patients }},
 				{name: "labels", typ: "Set<String>", doc: "its security labels, each as system|code",
-					value: func(c *call) types.Value { return set(c.req.Body.Labels) }},
+					list: func(c *call) []string { return c.req.Body.Labels }},
 				{name: "carries", typ: "Set<String>", doc: "ids of the patients in whose compartment a resource within it would be: contained, or in a Bundle",
-					value: func(c *call) types.Value { return set(c.req.Body.Carries) }},
+					list: func(c *call) []string { return c.req.Body.Carries }},
 				{name: "foreign", typ: "Bool", doc: "it refers to somebody who is no patient of this server by id, so patients may not be all",
-					value: func(c *call) types.Value { return types.Boolean(c.req.Body.Foreign) }},
+					flag: func(c *call) bool { return c.req.Body.Foreign }},
 				{name: "conditional", typ: "Bool", doc: "it refers to something by a search, which the server would resolve",
-					value: func(c *call) types.Value { return types.Boolean(c.req.Body.Conditional) }},
+					flag: func(c *call) bool { return c.req.Body.Conditional }},
 			}},
 	}
-}
-
-// text is an optional string: absent when empty.
-func text(s string) types.Value {
-	if s == "" {
-		return nil
-	}
-	return types.String(s)
-}
-
-// known is a set that is absent when nil, because nobody has looked.
-func known(s []string) types.Value {
-	if s == nil {
-		return nil
-	}
-	return set(s)
-}
-
-func set(s []string) types.Value {
-	values := make([]types.Value, len(s))
-	for i, v := range s {
-		values[i] = types.String(v)
-	}
-	return types.NewSet(values...)
 }

@@ -42,7 +42,7 @@ func parse(files []File, folder string, problems Problems) (*Set, error) {
 	if err := c.problems.orNil(); err != nil {
 		return nil, err
 	}
-	set := &Set{model: c.model, policies: make([]*policy, len(c.policies)), files: files, hash: digest(files)[:hashDigits]}
+	set := &Set{model: c.model, policies: make([]*policy, len(c.policies)), files: files, hash: digest(files)[:hashDigits], memory: newMemory()}
 	for i, d := range c.policies {
 		set.policies[i] = d.policy
 	}

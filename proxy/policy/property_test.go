@@ -331,3 +331,49 @@ func TestDecideAnyFacts(t *testing.T) {
 		}
 	})
 }
+
+// What is remembered of users and workloads is what would have been built.
+func TestRememberedIsBuilt(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := drawSet(t)
+		for range 20 {
+			in := drawInputs(t)
+			// Lists whose elements run together to the same bytes.
+			in.Context.Roles = append(in.Context.Roles, rapid.SampledFrom([][]string{nil, {"ab", "c"}, {"a", "bc"}, {"abc"}, {"", "abc"}}).Draw(t, "more roles")...)
+			for i := range in.Requests {
+				r := &in.Requests[i]
+				needs := s.slice(r).reads
+				if rapid.Bool().Draw(t, "all") {
+					needs = s.model.everything
+				}
+				built, recalled := s.model.call(in, r, needs), s.model.call(in, r, needs)
+				recalled.memory = s.memory
+				if got, want := recalled.context(), built.context(); !got.Equal(want) {
+					t.Fatalf("context %s, want %s", got, want)
+				}
+				got, _ := recalled.Get(recalled.principal)
+				want, _ := built.Get(built.principal)
+				if got.UID != want.UID || !got.Parents.Equal(want.Parents) || !got.Attributes.Equal(want.Attributes) {
+					t.Fatalf("principal %v, want %v", got, want)
+				}
+			}
+		}
+	})
+}
+
+// A key longer than any that is kept is no obstacle, and is not kept.
+func TestTooLongToRemember(t *testing.T) {
+	s := parseText(t, `@id("staff") permit (principal, action, resource) when { context.roles.contains("physician") };`)
+	f := facts(read("Observation", "1"))
+	for i := range 500 {
+		f.User.Roles = append(f.User.Roles, fmt.Sprintf("role-%d", i))
+	}
+	for range 2 {
+		if d := s.Decide(f); d.Effect != proxy.Allow {
+			t.Fatalf("%+v", d)
+		}
+	}
+	if n := s.memory.cache.EstimatedSize(); n != 0 {
+		t.Errorf("%d records kept", n)
+	}
+}

@@ -21,6 +21,7 @@ type Set struct {
 	files    []File
 	hash     string
 	slices   map[string]*actionSlices // by action
+	memory   *memory
 }
 
 // Hash names the set: the first 12 hex digits of the SHA-256 over the names and contents of its files.
@@ -45,18 +46,11 @@ type actionSlices struct {
 type slice struct {
 	policies []*policy
 	reads    mask
+	each     iter.Seq2[cedar.PolicyID, *cedar.Policy] // made once
 }
 
 // All implements cedar.PolicyIterator.
-func (s *slice) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
-	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
-		for _, p := range s.policies {
-			if !yield(cedar.PolicyID(p.id), p.sliced) {
-				return
-			}
-		}
-	}
-}
+func (s *slice) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] { return s.each }
 
 // policy finds one of the slice by its id, which must be there.
 func (s *slice) policy(id cedar.PolicyID) *policy {
@@ -91,6 +85,13 @@ func (s *Set) index() {
 // sliceOf keeps the policies that can apply to resourceType; "" stands for any type that none of them names.
 func sliceOf(policies []*policy, resourceType string) *slice {
 	s := &slice{}
+	s.each = func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
+		for _, p := range s.policies {
+			if !yield(cedar.PolicyID(p.id), p.sliced) {
+				return
+			}
+		}
+	}
 	for _, p := range policies {
 		if p.types == nil || resourceType != "" && slices.Contains(p.types, resourceType) {
 			s.policies = append(s.policies, p)
@@ -112,30 +113,34 @@ func (s *Set) slice(r *request) *slice {
 // Decide implements proxy.Decider. A call is allowed when each of its interactions is.
 func (s *Set) Decide(f *proxy.Facts) proxy.Decision {
 	d := proxy.Decision{Set: s.hash}
-	in, err := s.model.see(f)
+	v := &view{}
+	err := s.model.see(f, v)
 	if err != nil {
 		d.Errors = []error{fmt.Errorf("policy cannot see this call: %w", err)}
 		return d
 	}
-	if d.Inputs, err = in.append(make([]byte, 0, 512)); err != nil {
+	if d.Inputs, err = v.append(make([]byte, 0, 512)); err != nil {
 		d.Inputs, d.Errors = nil, []error{err}
 		return d
 	}
+	if len(v.Requests) == 1 {
+		one := s.decideOn(&v.call, &v.inputs, &v.Requests[0])
+		d.Effect, d.Policies, d.Errors = one.effect, one.policies, one.errors
+		return d
+	}
 	d.Effect = proxy.Allow
-	for i := range in.Requests {
-		v := s.decide(in, &in.Requests[i])
-		if severity(v.effect) > severity(d.Effect) {
-			d.Effect, d.Policies = v.effect, nil
+	for i := range v.Requests {
+		one := s.decideOn(&v.call, &v.inputs, &v.Requests[i])
+		if severity(one.effect) > severity(d.Effect) {
+			d.Effect, d.Policies = one.effect, nil
 		}
-		if v.effect == d.Effect {
-			d.Policies = append(d.Policies, v.policies...)
+		if one.effect == d.Effect {
+			d.Policies = append(d.Policies, one.policies...)
 		}
-		d.Errors = append(d.Errors, v.errors...)
+		d.Errors = append(d.Errors, one.errors...)
 	}
-	if len(in.Requests) > 1 {
-		slices.Sort(d.Policies)
-		d.Policies = slices.Compact(d.Policies)
-	}
+	slices.Sort(d.Policies)
+	d.Policies = slices.Compact(d.Policies)
 	return d
 }
 
