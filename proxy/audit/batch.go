@@ -3,6 +3,7 @@ package audit
 import (
 	"context"
 	"fmt"
+	"sync"
 	"sync/atomic"
 )
 
@@ -10,10 +11,11 @@ import (
 type batch struct {
 	first int64 // index of its first record
 	buffers
-	taken chan struct{} // closed when the writer takes it
+	taken chan struct{} // closed when the writer takes it; nil while nobody waits for that. Log.mu guards it
 
 	// The records' receipts: those that may use the reserve have a fate of their own when the disk is full.
-	plain  *receipt
+	plain  *receipt // &own, once there is such a record
+	own    receipt
 	urgent *receipt
 	moved  []*receipt // of urgent records that were moved here from batches that were turned away
 }
@@ -33,20 +35,41 @@ type span struct {
 type receipt struct {
 	log    *Log
 	wanted atomic.Bool
-	done   chan struct{} // closed when err is final
-	err    error
+	over   atomic.Bool // err is final
+
+	mu   sync.Mutex
+	done chan struct{} // closed when err is final; nil while nobody waits for that
+	err  error
 }
 
 // receipt gives the one that a record of b waits for.
 func (b *batch) receipt(l *Log, urgent bool) *receipt {
-	r := &b.plain
+	switch {
+	case urgent && b.urgent == nil:
+		b.urgent = &receipt{log: l}
+	case !urgent && b.plain == nil:
+		b.plain = &b.own
+		b.own.log = l
+	}
 	if urgent {
-		r = &b.urgent
+		return b.urgent
 	}
-	if *r == nil {
-		*r = &receipt{log: l, done: make(chan struct{})}
+	return b.plain
+}
+
+// waiting gives the channel that is closed when the writer takes b. Log.mu is held.
+func (b *batch) waiting() <-chan struct{} {
+	if b.taken == nil {
+		b.taken = make(chan struct{})
 	}
-	return *r
+	return b.taken
+}
+
+// leave lets everyone go who waits for the writer to take b. It is the current batch no more, so nobody else will.
+func (b *batch) leave() {
+	if b.taken != nil {
+		close(b.taken)
+	}
 }
 
 // add frames a line with the index that it gets.
@@ -59,25 +82,46 @@ func (b *batch) add(line []byte, sum uint32, index, durable int64, urgent bool) 
 // Wait returns nil once fdatasync has returned for the record, and an error when it never will: ErrFull, ErrFailed.
 // When ctx ends first, the record may still become durable.
 func (r *receipt) Wait(ctx context.Context) error {
-	select {
-	case <-r.done:
+	done := r.pending()
+	if done == nil {
 		return r.err
-	default:
 	}
 	if !r.wanted.Swap(true) {
 		r.log.wake()
 	}
 	select {
-	case <-r.done:
+	case <-done:
 		return r.err
 	case <-ctx.Done():
 		return fmt.Errorf("audit: waiting for the disk: %w", ctx.Err())
 	}
 }
 
+// pending gives the channel that is closed when err is final, nil when it is.
+func (r *receipt) pending() <-chan struct{} {
+	if r.over.Load() {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over.Load() {
+		return nil
+	}
+	if r.done == nil {
+		r.done = make(chan struct{})
+	}
+	return r.done
+}
+
 func (r *receipt) finish(err error) {
-	if r != nil {
-		r.err = err
+	if r == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.err = err
+	r.over.Store(true)
+	if r.done != nil {
 		close(r.done)
 	}
 }

@@ -176,7 +176,7 @@ func (l *Log) refuse(b *batch, err error) {
 	}
 	l.mu.Unlock()
 	if after != nil {
-		close(after.taken)
+		after.leave()
 	}
 	l.turnAway(err, b, after)
 	l.nowFull(err)
@@ -212,7 +212,7 @@ func (l *Log) spend(b *batch, err error) {
 	}
 	l.mu.Unlock()
 	if after != nil {
-		close(after.taken)
+		after.leave()
 	}
 	l.turnAway(err, b, after)
 }

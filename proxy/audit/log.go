@@ -178,7 +178,7 @@ func (l *Log) queue(line []byte, sum uint32, urgent bool) (r *receipt, room <-ch
 	}
 	if b := l.cur; b != nil && (len(b.spans) >= l.o.QueueRecords || len(b.buf)+len(line)+64 > l.o.QueueBytes && len(b.spans) > 0) {
 		l.wake()
-		return nil, b.taken, nil
+		return nil, b.waiting(), nil
 	}
 	return l.put(line, sum, urgent), nil, nil
 }
@@ -201,7 +201,7 @@ func (l *Log) put(line []byte, sum uint32, urgent bool) *receipt {
 }
 
 func (l *Log) newBatch(first int64) *batch {
-	b := &batch{first: first, taken: make(chan struct{})}
+	b := &batch{first: first}
 	if n := len(l.spare); n > 0 {
 		b.buffers, l.spare = l.spare[n-1], l.spare[:n-1]
 	}

@@ -79,7 +79,7 @@ func (l *Log) fail(b *batch, cause error) {
 	}
 	l.mu.Unlock()
 	if after != nil {
-		close(after.taken)
+		after.leave()
 	}
 	l.had = &tlog.Tree{N: l.state.tree.n, Hash: l.state.tree.root()}
 	l.state.close() // the files stay exactly as they are

@@ -18,6 +18,7 @@ type tree struct {
 	n     int64
 	edge  [63]tlog.Hash // edge[i] is good where bit i of n is set
 	leaf  hash.Hash
+	sum   tlog.Hash // room for what goes into leaf and comes out of it
 	file  *os.File
 	path  string
 	queue []byte // hashes that are not in the file yet
@@ -77,12 +78,13 @@ func (t *tree) storedRoot(n int64) (tlog.Hash, error) {
 }
 
 // leafHash is tlog.RecordHash without its allocations (RFC 6962 §2.1).
-func (t *tree) leafHash(record []byte) (h tlog.Hash) {
+func (t *tree) leafHash(record []byte) tlog.Hash {
 	t.leaf.Reset()
-	t.leaf.Write([]byte{0})
+	t.sum[0] = 0
+	t.leaf.Write(t.sum[:1])
 	t.leaf.Write(record)
-	t.leaf.Sum(h[:0])
-	return h
+	t.leaf.Sum(t.sum[:0])
+	return t.sum
 }
 
 // add appends a record's leaf. The hashes of the subtrees that it completes follow it in the file, as in

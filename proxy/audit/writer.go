@@ -56,7 +56,7 @@ func (l *Log) take() *batch {
 	}
 	l.mu.Unlock()
 	if b != nil {
-		close(b.taken)
+		b.leave()
 	}
 	return b
 }

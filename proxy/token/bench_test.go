@@ -2,6 +2,8 @@ package token
 
 import (
 	"context"
+	"crypto/sha256"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,4 +35,27 @@ func BenchmarkToken(b *testing.B) {
 	bench("cached", "es256", false)
 	bench("es256", "es256", true)
 	bench("rs256", "rs256", true)
+}
+
+// A token that is remembered costs no allocation.
+func TestCachedAllocations(t *testing.T) {
+	v := stopped(t, Options{Logger: zap.NewNop()}, localIssuer(t, keyOf("es256")))
+	authorization := []string{"Bearer " + keyOf("es256").token(local, time.Now(), members{"scope": "user/Patient.rs"})}
+	ctx := context.Background()
+	if n := testing.AllocsPerRun(1000, func() {
+		if _, err := v.Authenticate(ctx, authorization); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%.0f allocations a call", n)
+	}
+}
+
+func TestDigest(t *testing.T) {
+	for _, n := range []int{0, 1, usualSize - 1, usualSize, usualSize + 1, MaxSize} {
+		raw := strings.Repeat("x", n)
+		if digest(raw) != sha256.Sum256([]byte(raw)) {
+			t.Errorf("of %d bytes it is another", n)
+		}
+	}
 }
