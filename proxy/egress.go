@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"strconv"
@@ -53,9 +52,8 @@ func (e *Egress) Serve(x *wire.Exchange) {
 // outbound is one call on its way through Serve.
 type outbound struct {
 	*Egress
-	x      *wire.Exchange
-	ctx    context.Context
-	cancel context.CancelFunc
+	x     *wire.Exchange
+	bound deadline // from forward on
 
 	decision string
 	received time.Time
@@ -63,18 +61,22 @@ type outbound struct {
 	caller   Caller
 	service  *Service
 	target   string
-	request  *wire.Request
-	body     *source
+	request  wire.Request
+	body     source
 	sent     bool // something may have reached the service's ward
 	reply    *wire.Response
 	ended    bool // its record is made
+
+	// What a call of the usual size is made of lies within it.
+	room struct {
+		fields [16]wire.Field
+		answer wire.Response
+	}
 }
 
 func (e *Egress) receive(x *wire.Exchange) *outbound {
 	now := e.Now()
-	c := &outbound{Egress: e, x: x, decision: NewDecisionID(now), received: now, cancel: func() {}}
-	c.ctx = x.Context()
-	return c
+	return &outbound{Egress: e, x: x, decision: NewDecisionID(now), received: now}
 }
 
 // end gives back what the call holds. A call that has no record by now is on its way out of Serve by a panic.
@@ -82,7 +84,7 @@ func (c *outbound) end() {
 	if !c.ended {
 		c.fail()
 	}
-	c.cancel()
+	c.bound.end()
 	if c.reply != nil && c.reply.Body != nil {
 		_ = c.reply.Body.Close()
 	}
@@ -166,10 +168,22 @@ func hostName(host string) (string, error) {
 			return "", Refuse(CauseMalformed, "the Host is not a name")
 		}
 	}
-	if _, err := netip.ParseAddr(name); err == nil {
+	if isAddress(name) {
 		return "", Refuse(CauseUnknownService, "the Host is an address, not a service's name")
 	}
 	return strings.ToLower(name), nil
+}
+
+// isAddress reports whether name, which has no colon, is an IP address. One that has anything but digits and dots in it is
+// none, and need not be parsed for that.
+func isAddress(name string) bool {
+	for i := range len(name) {
+		if b := name[i]; !(b >= '0' && b <= '9' || b == '.') {
+			return false
+		}
+	}
+	_, err := netip.ParseAddr(name)
+	return err == nil
 }
 
 func (c *outbound) permit() error {
@@ -184,37 +198,37 @@ func (c *outbound) rebuild() error {
 	if err := checkHop(r.Header); err != nil {
 		return err
 	}
-	h := append(passOn(r.Header), wire.Field{Name: HeaderDecision, Value: c.decision})
-	c.body = &source{Reader: r.Body}
-	c.request = &wire.Request{Method: r.Method, Target: c.target, Host: c.service.Name, Header: h, Body: c.body, Length: r.Length}
+	h := append(passOn(c.room.fields[:0], r.Header), wire.Field{Name: HeaderDecision, Value: c.decision})
+	c.body.Reader = r.Body
+	c.request = wire.Request{Method: r.Method, Target: c.target, Host: c.service.Name, Header: h, Body: &c.body, Length: r.Length}
 	return nil
 }
 
 func (c *outbound) forward() error {
-	c.ctx, c.cancel = context.WithTimeout(c.ctx, c.service.MaxExchange)
-	if end, ok := c.ctx.Deadline(); ok {
-		c.x.Until(end)
-	}
+	c.bound.begin(c.x.Context(), c.service.MaxExchange)
+	c.x.Until(c.bound.at)
 	client, err := c.Pool.Client(c.caller, c.service)
 	if err != nil {
 		return err
 	}
 	c.sent = true
-	if c.reply, err = client.RoundTrip(c.ctx, c.request); err != nil {
-		if own := c.body.fault(c.ctx.Err() != nil); own != nil && c.x.Context().Err() == nil {
+	if c.reply, err = client.RoundTrip(&c.bound, &c.request); err != nil {
+		if own := c.body.fault(c.bound.Err() != nil); own != nil && c.x.Context().Err() == nil {
 			return own
 		}
-		return upstreamFailure(c.x.Context(), c.ctx, err)
+		return upstreamFailure(c.x.Context(), &c.bound, err)
 	}
 	return nil
 }
 
 func (c *outbound) relay() error {
-	status, peer := c.reply.Status, peerDecision(c.reply.Header.Values(HeaderDecision))
+	status, peer := c.reply.Status, peerDecision(c.reply.Header)
 	if peer == "" {
 		return Refuse(CauseUpstreamReply, "%s answered without a decision", c.service.ID)
 	}
-	n, err := c.x.Commit(&wire.Response{Status: status, Header: c.reply.Header, Body: c.reply.Body, Length: c.reply.Length})
+	answer := &c.room.answer
+	*answer = wire.Response{Status: status, Header: c.reply.Header, Body: c.reply.Body, Length: c.reply.Length}
+	n, err := c.x.Commit(answer)
 	rec := c.record()
 	rec.Peer, rec.Status, rec.Bytes, rec.Complete, rec.Effect = peer, status, n, err == nil, Allow.String()
 	if status >= 400 {

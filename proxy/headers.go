@@ -2,12 +2,14 @@ package proxy
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/wardmesh/ward/proxy/fhir"
 	"github.com/wardmesh/ward/proxy/wire"
@@ -28,17 +30,35 @@ func spelling(name string) string {
 	return strings.ReplaceAll(strings.ToLower(name), "_", "-")
 }
 
+// spell appends what spelling gives.
+func spell(b []byte, name string) []byte {
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c >= utf8.RuneSelf:
+			return append(b[:len(b)-i], spelling(name)...)
+		case c == '_':
+			c = '-'
+		case c >= 'A' && c <= 'Z':
+			c |= 0x20
+		}
+		b = append(b, c)
+	}
+	return b
+}
+
 // claimsIdentity reports whether a field, in any spelling, tells a server who is calling, or makes it see another
 // request than the one that was decided on. Nobody but a ward may set these.
 func claimsIdentity(name string) bool {
-	n := spelling(name)
+	var room [64]byte
+	n := spell(room[:0], name)
 	for _, p := range [...]string{"ward-", "x-forwarded", "x-authorization-", "x-patient", "x-user", "x-remote-", "x-client-",
 		"x-ssl-", "ssl-client", "x-auth-", "x-original-", "x-rewrite-", "x-envoy-", "x-amzn-", "x-ms-client-", "workload-identity", "workload-proof"} {
-		if strings.HasPrefix(n, p) {
+		if len(n) >= len(p) && string(n[:len(p)]) == p {
 			return true
 		}
 	}
-	switch n {
+	switch string(n) {
 	case "forwarded", "via", "x-real-ip", "remote-user", "client-cert", "client-cert-chain", "true-client-ip", "cf-connecting-ip",
 		"x-http-method-override", "x-http-method", "x-method-override", "x-spiffe-id", "from", "proxy-authorization":
 		return true
@@ -49,8 +69,11 @@ func claimsIdentity(name string) bool {
 // connectionNames gives the names that Connection fields list.
 func connectionNames(h wire.Header) []string {
 	var out []string
-	for _, v := range h.Values("Connection") {
-		for n := range strings.SplitSeq(v, ",") {
+	for i := range h {
+		if !strings.EqualFold(h[i].Name, "Connection") {
+			continue
+		}
+		for n := range strings.SplitSeq(h[i].Value, ",") {
 			if n = strings.TrimSpace(n); n != "" {
 				out = append(out, n)
 			}
@@ -68,7 +91,7 @@ func checkHop(h wire.Header) error {
 			return misplaced("Connection", "it names a field that every hop needs", "the Connection field names "+strconv.Quote(s))
 		}
 	}
-	if v := h.Values("Upgrade"); len(v) > 0 {
+	if h.Has("Upgrade") {
 		return misplaced("Upgrade", "there is no other protocol here than HTTP/1.1", "the request asks for an upgrade")
 	}
 	return nil
@@ -84,8 +107,20 @@ func misplaced(name, text, detail string) error {
 	return &Refusal{Cause: CauseHeaders, Detail: detail, Err: &fhir.Error{Class: fhir.Malformed, Text: text, Expression: name}}
 }
 
-// endToEnd gives the fields of h that are not the hop's own: neither such by name nor by a Connection field.
-func endToEnd(h wire.Header) wire.Header {
+// endToEnd appends to out the fields of h that are not the hop's own: neither such by name nor by a Connection field.
+// Out may be h's own beginning.
+func endToEnd(out, h wire.Header) wire.Header {
+	return keep(out, h, func(wire.Field) bool { return true })
+}
+
+// passOn appends to out the fields of h that egress forwards: those that are end to end and claim no identity. Names that
+// are not RFC 9110 tokens do not reach this far.
+func passOn(out, h wire.Header) wire.Header {
+	return keep(out, h, func(f wire.Field) bool { return !claimsIdentity(f.Name) })
+}
+
+// keep appends to out the fields of h that are end to end and that more lets through.
+func keep(out, h wire.Header, more func(wire.Field) bool) wire.Header {
 	var named map[string]bool
 	for _, n := range connectionNames(h) {
 		if named == nil {
@@ -93,25 +128,46 @@ func endToEnd(h wire.Header) wire.Header {
 		}
 		named[spelling(n)] = true
 	}
-	out := make(wire.Header, 0, len(h)+1)
 	for _, f := range h {
-		if !wire.HopByHop(f.Name) && !named[spelling(f.Name)] {
+		if !wire.HopByHop(f.Name) && (named == nil || !named[spelling(f.Name)]) && more(f) {
 			out = append(out, f)
 		}
 	}
 	return out
 }
 
-// passOn gives the fields of h that egress forwards: those that are end to end and claim no identity. Names that are
-// not RFC 9110 tokens do not reach this far.
-func passOn(h wire.Header) wire.Header {
-	return slices.DeleteFunc(endToEnd(h), func(f wire.Field) bool { return claimsIdentity(f.Name) })
+// values appends to out the value of every occurrence of name in h.
+func values(out []string, h wire.Header, name string) []string {
+	for i := range h {
+		if strings.EqualFold(h[i].Name, name) {
+			out = append(out, h[i].Value)
+		}
+	}
+	return out
+}
+
+// sole is the value of the field that occurs exactly once in h, "" of any other.
+func sole(h wire.Header, name string) string {
+	at := -1
+	for i := range h {
+		if strings.EqualFold(h[i].Name, name) {
+			if at >= 0 {
+				return ""
+			}
+			at = i
+		}
+	}
+	if at < 0 {
+		return ""
+	}
+	return h[at].Value
 }
 
 // upstreamHeader builds what the FHIR server gets. It is an allow-list: FHIR servers act on fields that no gateway
 // knows (cascading deletes, version retries, header overrides of the method), so what is not understood is not sent.
-func upstreamHeader(f *Facts, in fhir.Interaction, h wire.Header, client *x509.Certificate) wire.Header {
-	out := make(wire.Header, 0, 16)
+//
+// It appends to out. client says which certificate the caller has shown, in Envoy's form; "" leaves it out.
+func upstreamHeader(out wire.Header, f *Facts, in *fhir.Interaction, h wire.Header, client string) wire.Header {
 	add := func(name, value string) {
 		if value != "" {
 			out = append(out, wire.Field{Name: name, Value: value})
@@ -129,21 +185,20 @@ func upstreamHeader(f *Facts, in fhir.Interaction, h wire.Header, client *x509.C
 		add("If-None-Match", h.Get("If-None-Match"))
 		add("If-Modified-Since", h.Get("If-Modified-Since"))
 	}
-	add("Prefer", prefer(in.Kind, h.Values("Prefer")))
+	var preferences [2]string
+	add("Prefer", prefer(in.Kind, values(preferences[:0], h, "Prefer")))
 	switch {
 	case in.Form:
 		add("Content-Type", "application/x-www-form-urlencoded")
 	case in.Kind == fhir.Create || in.Kind == fhir.Update:
 		add("Content-Type", "application/fhir+json")
 	}
-	if client != nil {
-		sum := sha256.Sum256(client.Raw)
-		// Envoy's format; a SPIFFE ID has no character that would need quoting in it.
-		add(HeaderXFCC, "By="+f.Self.String()+";Hash="+hex.EncodeToString(sum[:])+";URI="+f.Caller.String())
-	}
+	add(HeaderXFCC, client)
 	add(HeaderCaller, f.Caller.String())
 	if f.User != nil {
-		add(HeaderUser, "iss="+sfString(f.User.Issuer)+", sub="+sfString(f.User.Subject))
+		var room [256]byte
+		b := appendSFString(append(room[:0], "iss="...), f.User.Issuer)
+		add(HeaderUser, string(appendSFString(append(b, ", sub="...), f.User.Subject)))
 	}
 	add(HeaderPurpose, f.Purpose)
 	add(HeaderDecision, f.Decision)
@@ -155,6 +210,9 @@ func upstreamHeader(f *Facts, in fhir.Interaction, h wire.Header, client *x509.C
 // resource could not be judged. A search is always strict (R4 search.html#errors): a server that ignores a parameter
 // which it does not know answers more than was asked for and decided on.
 func prefer(kind fhir.Kind, values []string) string {
+	if kind == fhir.Search && len(values) == 0 {
+		return "handling=strict"
+	}
 	var keep []string
 	if kind == fhir.Search {
 		keep = append(keep, "handling=strict")
@@ -179,35 +237,64 @@ func prefer(kind fhir.Kind, values []string) string {
 	return strings.Join(keep, ", ")
 }
 
-// sfString writes s as an RFC 8941 string, or as a byte sequence when it is not printable ASCII.
-func sfString(s string) string {
+// appendSFString writes s as an RFC 8941 string, or as a byte sequence when it is not printable ASCII.
+func appendSFString(b []byte, s string) []byte {
 	for i := range len(s) {
 		if s[i] < 0x20 || s[i] > 0x7e {
-			return ":" + base64.StdEncoding.EncodeToString([]byte(s)) + ":"
+			b = base64.StdEncoding.AppendEncode(append(b, ':'), []byte(s))
+			return append(b, ':')
 		}
 	}
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+	b = append(b, '"')
+	for i := range len(s) {
+		if s[i] == '\\' || s[i] == '"' {
+			b = append(b, '\\')
+		}
+		b = append(b, s[i])
+	}
+	return append(b, '"')
 }
 
-// replyFields are what a caller gets of the FHIR server's header.
-var replyFields = map[string]bool{"content-type": true, "etag": true, "last-modified": true, "date": true, "cache-control": true,
-	"expires": true, "vary": true, "retry-after": true, "x-request-id": true, "content-language": true, "allow": true, "accept-patch": true}
+// xfcc is what the FHIR server reads about a connection's certificate.
+type xfcc struct {
+	by    spiffeid.ID // the ward that says it
+	value string
+}
 
-// callerHeader builds what the caller gets of a reply's header. Location is passed only when it is a path of this
-// service: it names what was created.
-func callerHeader(f *Facts, s *Service, h wire.Header) wire.Header {
-	out := make(wire.Header, 0, len(h)+1)
+// certificate is what by says of the certificate that p has shown, in Envoy's format; a SPIFFE ID has no character that
+// would need quoting in it. It is made once for a connection.
+func (p *Peer) certificate(by spiffeid.ID) string {
+	if made := p.told.Load(); made != nil && made.by == by {
+		return made.value
+	}
+	sum := sha256.Sum256(p.Leaf.Raw)
+	made := &xfcc{by, "By=" + by.String() + ";Hash=" + hex.EncodeToString(sum[:]) + ";URI=" + p.ID.String()}
+	p.told.Store(made)
+	return made.value
+}
+
+// isReplyField reports whether a caller gets a field of this name from the FHIR server's header.
+func isReplyField(name string) bool {
+	for _, n := range [...]string{"content-type", "etag", "last-modified", "date", "cache-control", "expires", "vary", "retry-after",
+		"x-request-id", "content-language", "allow", "accept-patch", "www-authenticate"} {
+		if len(n) == len(name) && strings.EqualFold(n, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// callerHeader builds what the caller gets of a reply's header, appended to out. Location is passed only when it is a path
+// of this service: it names what was created.
+func callerHeader(out wire.Header, f *Facts, s *Service, h wire.Header) wire.Header {
 	for _, fld := range h {
-		n := strings.ToLower(fld.Name)
 		switch {
-		case replyFields[n]:
+		case isReplyField(fld.Name):
 			out = append(out, fld)
-		case n == "location" || n == "content-location":
+		case strings.EqualFold(fld.Name, "location") || strings.EqualFold(fld.Name, "content-location"):
 			if l, ok := localLocation(s, fld.Value); ok {
 				out = append(out, wire.Field{Name: fld.Name, Value: l})
 			}
-		case n == "www-authenticate":
-			out = append(out, fld)
 		}
 	}
 	return append(out, wire.Field{Name: HeaderDecision, Value: f.Decision})

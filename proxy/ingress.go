@@ -81,9 +81,9 @@ func (in *Ingress) Serve(x *wire.Exchange) {
 // inbound is one call on its way through Serve. Each step fills the fields that later ones read.
 type inbound struct {
 	*Ingress
-	x      *wire.Exchange
-	ctx    context.Context
-	cancel context.CancelFunc
+	x     *wire.Exchange
+	ctx   context.Context // &bound
+	bound deadline
 
 	facts    Facts
 	act      fhir.Interaction
@@ -101,16 +101,26 @@ type inbound struct {
 	beyond   bool              // no scope allows it: policy, which reads the grant, is not asked
 	narrowed *fhir.Interaction // the search as enforcing would forward it, where that differs
 	would    *Would            // what has been found
+
+	// What a call of the usual size is made of lies within it.
+	room struct {
+		interaction   [1]fhir.Interaction
+		authorization [2]string
+		values        [4]string
+		request       wire.Request
+		upstream      [16]wire.Field
+		answer        wire.Response
+		caller        [10]wire.Field
+	}
 }
 
 func (in *Ingress) receive(x *wire.Exchange) *inbound {
 	now := in.Now()
 	c := &inbound{Ingress: in, x: x, facts: Facts{Decision: NewDecisionID(now), Received: now, Service: in.Service.Name},
 		observed: now.Before(in.Service.ObserveUntil)}
-	c.ctx, c.cancel = context.WithTimeout(x.Context(), in.Service.MaxExchange)
-	if end, ok := c.ctx.Deadline(); ok {
-		x.Until(end)
-	}
+	c.bound.begin(x.Context(), in.Service.MaxExchange)
+	c.ctx = &c.bound
+	x.Until(c.bound.at)
 	return c
 }
 
@@ -119,7 +129,7 @@ func (c *inbound) end() {
 	if !c.ended {
 		c.fail()
 	}
-	c.cancel()
+	c.bound.end()
 	if c.reply != nil && c.reply.Body != nil {
 		_ = c.reply.Body.Close()
 	}
@@ -153,7 +163,7 @@ func (c *inbound) admit() error {
 	if err := checkHop(c.x.Request.Header); err != nil {
 		return err
 	}
-	c.x.Request.Header = endToEnd(c.x.Request.Header) // all that later steps and the FHIR server get to see
+	c.x.Request.Header = endToEnd(c.x.Request.Header[:0], c.x.Request.Header) // all that later steps and the FHIR server get to see
 	return nil
 }
 
@@ -162,19 +172,25 @@ func (c *inbound) understand() error {
 	if !c.Service.answersTo(r.Host) {
 		return Refuse(CauseMalformed, "the Host is not %s", c.Service.Name)
 	}
-	act, err := fhir.Classify(r.Method, r.Target, c.Service.Base, r.Header.Values)
+	act, err := fhir.Classify(r.Method, r.Target, c.Service.Base, c.values)
 	if err != nil {
 		return FromFHIR(err)
 	}
 	c.act = act
-	c.facts.Interactions = []fhir.Interaction{act}
+	c.room.interaction[0] = act
+	c.facts.Interactions = c.room.interaction[:]
 	return nil
 }
 
+// values gives the value of every occurrence of a field of the request, until it is asked for the next one's.
+func (c *inbound) values(name string) []string {
+	return values(c.room.values[:0], c.x.Request.Header, name)
+}
+
 func (c *inbound) user() error {
-	values := c.x.Request.Header.Values("Authorization")
-	err := c.authenticate(values)
-	if len(values) > 1 {
+	authorization := values(c.room.authorization[:0], c.x.Request.Header, "Authorization")
+	err := c.authenticate(authorization)
+	if len(authorization) > 1 {
 		return err // observed or not: nobody can say which of them the FHIR server would take
 	}
 	found, err := c.relax(err)

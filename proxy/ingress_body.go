@@ -23,14 +23,14 @@ func (c *inbound) body() error {
 		return err
 	}
 	if c.act.Form {
-		if c.act, err = c.act.WithForm(body, one(r.Header.Values("Content-Type"))); err != nil {
+		if c.act, err = c.act.WithForm(body, one(c.values("Content-Type"))); err != nil {
 			return FromFHIR(err)
 		}
 		c.facts.Interactions[0] = c.act
 		c.payload = c.act.FormBody()
 		return nil
 	}
-	if err := fhir.JSONMedia(one(r.Header.Values("Content-Type"))); err != nil {
+	if err := fhir.JSONMedia(one(c.values("Content-Type"))); err != nil {
 		return FromFHIR(err)
 	}
 	content, err := fhir.ParseResource(body, c.content())
@@ -56,7 +56,7 @@ func one(values []string) string {
 }
 
 func (c *inbound) readBody(r *wire.Request) ([]byte, error) {
-	if err := fhir.PlainCoding(one(r.Header.Values("Content-Encoding"))); err != nil {
+	if err := fhir.PlainCoding(one(c.values("Content-Encoding"))); err != nil {
 		return nil, FromFHIR(err)
 	}
 	if r.Length > c.MaxBody {

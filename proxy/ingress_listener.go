@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -19,6 +20,7 @@ type Peer struct {
 	chain []*x509.Certificate
 	timer *time.Timer
 	gone  func()
+	told  atomic.Pointer[xfcc]
 }
 
 func (p *Peer) end() {

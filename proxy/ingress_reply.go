@@ -23,11 +23,12 @@ func (c *inbound) inspects() bool {
 }
 
 func (c *inbound) forward() error {
-	r := &wire.Request{
+	r := &c.room.request
+	*r = wire.Request{
 		Method: c.act.Method(),
 		Target: c.act.Target(c.Service.Base),
 		Host:   c.Service.Name,
-		Header: upstreamHeader(&c.facts, c.act, c.x.Request.Header, c.x.Conn.(*Peer).Leaf),
+		Header: upstreamHeader(c.room.upstream[:0], &c.facts, &c.act, c.x.Request.Header, c.x.Conn.(*Peer).certificate(c.facts.Self)),
 		Length: int64(len(c.payload)),
 	}
 	if len(c.payload) > 0 {
@@ -44,7 +45,7 @@ func (c *inbound) forward() error {
 	case s >= 300 && s < 400 && s != 304:
 		return Refuse(CauseUpstreamReply, "the FHIR server redirects (%d)", s)
 	}
-	if err := fhir.PlainCoding(one(reply.Header.Values("Content-Encoding"))); err != nil {
+	if err := fhir.PlainCoding(c.replied("Content-Encoding")); err != nil {
 		return Refuse(CauseUpstreamReply, "the FHIR server encodes its reply unasked")
 	}
 	return nil
@@ -76,12 +77,17 @@ func (c *inbound) check() error {
 	return c.append(StageIntent)
 }
 
+// replied gives the only value of a field of the reply, as one does.
+func (c *inbound) replied(name string) string {
+	return one(values(c.room.values[:0], c.reply.Header, name))
+}
+
 // vouch decides whether the reply, read whole, may go to a caller who is confined, as check says, or not.
 func (c *inbound) vouch(body []byte, check fhir.Check, confined bool) error {
 	if int64(len(body)) > c.MaxReply {
 		return Refuse(CauseUpstreamReply, "the reply exceeds %d bytes", c.MaxReply)
 	}
-	facts, err := fhir.CheckReply(c.act, check, c.reply.Status, one(c.reply.Header.Values("Content-Type")), body, c.content())
+	facts, err := fhir.CheckReply(c.act, check, c.reply.Status, c.replied("Content-Type"), body, c.content())
 	if err != nil {
 		var fe *fhir.Error
 		if errors.As(err, &fe) && fe.Class == fhir.Outside {
@@ -112,7 +118,8 @@ func (c *inbound) release() error {
 	if err := c.durable(); err != nil {
 		return err
 	}
-	reply := &wire.Response{Status: c.reply.Status, Header: callerHeader(&c.facts, c.Service, c.reply.Header), Body: c.reply.Body, Length: c.reply.Length}
+	reply := &c.room.answer
+	*reply = wire.Response{Status: c.reply.Status, Header: callerHeader(c.room.caller[:0], &c.facts, c.Service, c.reply.Header), Body: c.reply.Body, Length: c.reply.Length}
 	n, err := c.x.Commit(reply)
 	rec := c.record(StageOutcome)
 	rec.Status, rec.Bytes, rec.Complete = reply.Status, n, err == nil

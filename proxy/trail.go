@@ -18,15 +18,31 @@ import (
 // NewDecisionID makes the id under which a call is recorded, answered and explained: a ULID, so that ids sort by
 // time and a prefix of one is enough to find it.
 func NewDecisionID(now time.Time) string {
-	return ulid.MustNew(ulid.Timestamp(now), rand.Reader).String()
+	var id ulid.ULID
+	if err := id.SetTime(ulid.Timestamp(now)); err != nil {
+		panic(err) // a clock that is in the year 10889
+	}
+	_, _ = rand.Read(id[6:]) // it does not fail; the process would
+	var text [ulid.EncodedSize]byte
+	_ = id.MarshalTextTo(text[:]) // which is of the size that it asks for
+	return string(text[:])
+}
+
+// entry is a record with room for what it usually lists.
+type entry struct {
+	Record
+	acted    [1]Acted
+	patients [1]string
 }
 
 // record gives the trail's view of the call as it stands.
 func (c *inbound) record(stage Stage) *Record {
 	f := &c.facts
-	r := &Record{
+	e := &entry{}
+	r := &e.Record
+	*r = Record{
 		Schema: RecordSchema, Stage: stage, Hop: HopIngress, Time: c.Now(), Decision: f.Decision,
-		Peer: peerDecision(c.x.Request.Header.Values(HeaderDecision)), Service: f.Service,
+		Peer: peerDecision(c.x.Request.Header), Service: f.Service,
 		Purpose: f.Purpose, Method: method(c.x.Request.Method), Effect: Allow.String(),
 		Policies: c.decision.Policies, PolicySet: c.decision.Set, Inputs: c.decision.Inputs,
 		Micros: c.Now().Sub(f.Received).Microseconds(), Observed: c.observed, Would: c.would,
@@ -48,12 +64,18 @@ func (c *inbound) record(stage Stage) *Record {
 			r.User, r.Name = t.User.Subject, t.User.Name
 		}
 	}
-	for _, i := range f.Interactions {
-		r.Interactions = append(r.Interactions, Acted{Kind: i.Kind.String(), Type: i.Type, ID: i.ID, Version: i.Version, Params: i.ParamNames()})
+	if len(f.Interactions) == 1 {
+		r.Interactions = e.acted[:0]
+	}
+	for i := range f.Interactions {
+		in := &f.Interactions[i]
+		r.Interactions = append(r.Interactions, Acted{Kind: in.Kind.String(), Type: in.Type, ID: in.ID, Version: in.Version, Params: in.ParamNames()})
 	}
 	r.Patients = c.patients
 	if r.Patients == nil && c.act.Kind != 0 {
-		r.Patients = fhir.Patients(c.act)
+		if r.Patients = fhir.AppendPatients(e.patients[:0], &c.act); len(r.Patients) == 0 {
+			r.Patients = nil
+		}
 		if f.Content != nil {
 			r.Patients = f.Content.Patients
 		}
@@ -71,14 +93,12 @@ func method(m string) string {
 }
 
 // peerDecision reads the other ward's decision id; anything but one ULID is dropped.
-func peerDecision(values []string) string {
-	if len(values) != 1 {
+func peerDecision(h wire.Header) string {
+	id := sole(h, HeaderDecision)
+	if _, err := ulid.ParseStrict(id); err != nil {
 		return ""
 	}
-	if _, err := ulid.ParseStrict(values[0]); err != nil {
-		return ""
-	}
-	return values[0]
+	return id
 }
 
 // refusal fills rec with why, and gives the answer.
@@ -113,8 +133,9 @@ func recordRefusal(log Recorder, rec *Record) {
 	if err != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
-	defer cancel()
+	ctx := &deadline{}
+	ctx.begin(context.Background(), recordTimeout)
+	defer ctx.end()
 	_ = receipt.Wait(ctx)
 }
 
@@ -140,8 +161,13 @@ func upstreamFailure(caller, exchange context.Context, err error) error {
 }
 
 // newBytes is a body that is already here.
-func newBytes(b []byte) io.ReadCloser { return &here{bytes.NewReader(b)} }
+func newBytes(b []byte) io.ReadCloser {
+	r := &here{}
+	r.Reset(b)
+	return r
+}
 
-type here struct{ *bytes.Reader }
+type here struct{ bytes.Reader }
 
-func (here) Close() error { return nil }
+// Close implements io.Closer.
+func (*here) Close() error { return nil }

@@ -1,0 +1,155 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// A deadline is what context.WithTimeout makes, whatever happens to it and whoever asks.
+func TestDeadlineIsWithTimeout(outside *testing.T) {
+	rapid.Check(outside, func(t *rapid.T) {
+		outer := time.Duration(rapid.IntRange(0, 6).Draw(t, "the exchange's own deadline")) * time.Second
+		timeout := time.Duration(rapid.IntRange(0, 4).Draw(t, "timeout")) * time.Second
+		type step struct {
+			act  string
+			wait time.Duration
+		}
+		var steps []step
+		for range rapid.IntRange(1, 8).Draw(t, "steps") {
+			steps = append(steps, step{rapid.SampledFrom([]string{"wait", "wait", "err", "done", "child", "after", "stop", "parent", "end"}).Draw(t, "act"),
+				time.Duration(rapid.IntRange(0, 3).Draw(t, "wait")) * 700 * time.Millisecond})
+		}
+		failure := ""
+		synctest.Test(outside, func(*testing.T) {
+			parent, cancel := context.WithCancel(context.WithValue(context.Background(), key{}, "kept"))
+			if outer > 0 {
+				parent, cancel = context.WithTimeout(parent, outer)
+			}
+			defer cancel()
+			want, end := context.WithTimeout(parent, timeout)
+			defer end()
+			got := &deadline{}
+			got.begin(parent, timeout)
+			defer got.end()
+			a, b := &waiters{ctx: got}, &waiters{ctx: want}
+			defer a.close()
+			defer b.close()
+			for _, s := range steps {
+				switch s.act {
+				case "wait":
+					time.Sleep(s.wait)
+				case "parent":
+					_ = got.Err() // else nobody knows which end came first
+					cancel()
+					_ = got.Err()
+				case "end":
+					got.end()
+					end()
+				default:
+					a.act(s.act)
+					b.act(s.act)
+				}
+				synctest.Wait()
+				if x, y := a.state(s.act), b.state(s.act); x != y {
+					failure = s.act + ": " + x + ", want " + y
+					return
+				}
+			}
+			if x, y := a.last(), b.last(); x != y {
+				failure = "at the end: " + x + ", want " + y
+			}
+		})
+		if failure != "" {
+			t.Fatalf("%v, exchange %s, timeout %s: %s", steps, outer, timeout, failure)
+		}
+	})
+}
+
+type key struct{}
+
+// waiters is a context and those who wait for it.
+type waiters struct {
+	ctx      context.Context
+	children []context.Context
+	cancels  []context.CancelFunc
+	stops    []func() bool
+	called   chan struct{}
+	log      string
+}
+
+func (w *waiters) act(act string) {
+	if w.called == nil {
+		w.called = make(chan struct{}, 64)
+	}
+	switch act {
+	case "err":
+		w.log += word(w.ctx.Err())
+	case "done":
+		w.log += closed(w.ctx.Done())
+	case "child":
+		child, cancel := context.WithCancel(w.ctx)
+		w.children, w.cancels = append(w.children, child), append(w.cancels, cancel)
+	case "after":
+		w.stops = append(w.stops, context.AfterFunc(w.ctx, func() { w.called <- struct{}{} }))
+	case "stop":
+		if n := len(w.stops); n > 0 {
+			if w.stops[n-1]() {
+				w.log += "stopped "
+			}
+			w.stops = w.stops[:n-1]
+		}
+	}
+}
+
+// state is what can be seen without waking a deadline that nobody waits for, and after "done" all of it.
+func (w *waiters) state(act string) string {
+	s := w.log
+	for _, c := range w.children {
+		s += word(c.Err()) + closed(c.Done())
+	}
+	if act == "done" {
+		s += w.last()
+	}
+	return s
+}
+
+func (w *waiters) last() string {
+	at, ok := w.ctx.Deadline()
+	s := word(w.ctx.Err()) + closed(w.ctx.Done()) + at.String()
+	if !ok || w.ctx.Value(key{}) != "kept" {
+		s += "lost"
+	}
+	return s + string(rune('0'+len(w.called)))
+}
+
+func (w *waiters) close() {
+	for _, cancel := range w.cancels {
+		cancel()
+	}
+}
+
+func word(err error) string {
+	switch {
+	case err == nil:
+		return "open "
+	case errors.Is(err, context.DeadlineExceeded):
+		return "late "
+	case errors.Is(err, context.Canceled):
+		return "canceled "
+	}
+	return err.Error()
+}
+
+func closed(c <-chan struct{}) string {
+	select {
+	case <-c:
+		return "closed "
+	default:
+		return "waiting "
+	}
+}
