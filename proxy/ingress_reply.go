@@ -26,7 +26,7 @@ func (c *inbound) forward() error {
 	r := &c.room.request
 	*r = wire.Request{
 		Method: c.act.Method(),
-		Target: c.act.Target(c.Service.Base),
+		Target: c.act.TargetOf(c.Service.Base, c.x.Request.Target),
 		Host:   c.Service.Name,
 		Header: upstreamHeader(c.room.upstream[:0], &c.facts, &c.act, c.x.Request.Header, c.x.Conn.(*Peer).certificate(c.facts.Self)),
 		Length: int64(len(c.payload)),

@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,12 +18,29 @@ type Metrics struct {
 	seconds *prometheus.HistogramVec
 	would   *prometheus.CounterVec
 	defects *prometheus.CounterVec
+
+	mu    sync.RWMutex
+	found map[outcome]series
+}
+
+// outcome is how a call ended, as the labels have it.
+type outcome struct {
+	hop             Hop
+	service, effect string
+	cause           Cause
+	status          int
+}
+
+// series are what a call of an outcome is counted by. There are as many as the vectors below have.
+type series struct {
+	calls   prometheus.Counter
+	seconds prometheus.Observer
 }
 
 // NewMetrics registers the proxy's metrics.
 func NewMetrics(reg prometheus.Registerer, log *zap.Logger) (*Metrics, error) {
 	m := &Metrics{
-		log: log,
+		log: log, found: map[outcome]series{},
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "ward_calls_total",
 			Help: "Calls by hop, service, effect (allow, deny, error), cause and HTTP status."}, []string{"hop", "service", "effect", "cause", "status"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "ward_call_seconds",
@@ -47,8 +66,9 @@ func (m *Metrics) Call(hop Hop, service string, r *Record) {
 	if effect == "" {
 		effect = "relayed" // egress: ingress has refused, and has counted why
 	}
-	m.calls.WithLabelValues(string(hop), service, effect, string(r.Cause), strconv.Itoa(r.Status)).Inc()
-	m.seconds.WithLabelValues(string(hop), service, effect).Observe((time.Duration(r.Micros) * time.Microsecond).Seconds())
+	s := m.series(outcome{hop, service, effect, r.Cause, r.Status})
+	s.calls.Inc()
+	s.seconds.Observe((time.Duration(r.Micros) * time.Microsecond).Seconds())
 	if w := r.Would; w != nil && w.Cause != "" {
 		m.would.WithLabelValues(service, string(w.Cause)).Inc()
 		m.log.Info("call would be refused", zap.String("service", service), zap.String("decision", r.Decision), zap.String("caller", r.Caller),
@@ -59,6 +79,24 @@ func (m *Metrics) Call(hop Hop, service string, r *Record) {
 	}
 	m.log.Info("call refused", zap.String("hop", string(hop)), zap.String("service", service), zap.String("decision", r.Decision),
 		zap.String("caller", r.Caller), zap.String("effect", effect), zap.String("cause", string(r.Cause)), zap.Int("status", r.Status))
+}
+
+// series finds what o is counted by.
+func (m *Metrics) series(o outcome) series {
+	m.mu.RLock()
+	s, ok := m.found[o]
+	m.mu.RUnlock()
+	if ok {
+		return s
+	}
+	// The vectors outlive the request whose strings these may be.
+	o.service, o.effect = strings.Clone(o.service), strings.Clone(o.effect)
+	s = series{m.calls.WithLabelValues(string(o.hop), o.service, o.effect, string(o.cause), strconv.Itoa(o.status)),
+		m.seconds.WithLabelValues(string(o.hop), o.service, o.effect)}
+	m.mu.Lock()
+	m.found[o] = s
+	m.mu.Unlock()
+	return s
 }
 
 // Defect logs a panic by its stack; the panic's value may hold request data and is not logged.

@@ -3,6 +3,7 @@ package proxy
 import (
 	"fmt"
 	"reflect"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-memdb"
 )
@@ -55,19 +56,48 @@ func LoadServices(txn *memdb.Txn, services []*Service) error {
 }
 
 // Routes finds services in the database.
-type Routes struct{ db *memdb.MemDB }
+type Routes struct {
+	db   *memdb.MemDB
+	seen atomic.Pointer[routes]
+}
+
+// routes is the table as it was read once.
+type routes struct {
+	services map[string]*Service
+	changed  <-chan struct{} // closed before the transaction that changed the table has returned
+}
 
 // NewRoutes reads services from db, whose schema holds Tables.
-func NewRoutes(db *memdb.MemDB) *Routes { return &Routes{db} }
+func NewRoutes(db *memdb.MemDB) *Routes { return &Routes{db: db} }
 
 // Service returns the service with this mesh name (lower case), or nil.
 func (r *Routes) Service(name string) *Service {
-	txn := r.db.Txn(false)
-	v, err := txn.First(servicesTable, "id", name)
-	if err != nil || v == nil {
+	if seen := r.seen.Load(); seen != nil {
+		select {
+		case <-seen.changed:
+		default:
+			return seen.services[name]
+		}
+	}
+	seen := r.read()
+	if seen == nil {
 		return nil
 	}
-	return v.(*Service)
+	r.seen.Store(seen)
+	return seen.services[name]
+}
+
+func (r *Routes) read() *routes {
+	it, err := r.db.Txn(false).Get(servicesTable, "id")
+	if err != nil {
+		return nil
+	}
+	seen := &routes{services: map[string]*Service{}, changed: it.WatchCh()}
+	for v := it.Next(); v != nil; v = it.Next() {
+		s := v.(*Service)
+		seen.services[s.Name] = s
+	}
+	return seen
 }
 
 // Names lists the mesh names, sorted.

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/zap"
 	logged "go.uber.org/zap/zaptest/observer"
+	"pgregory.net/rapid"
 
 	"github.com/wardmesh/ward/proxy"
 )
@@ -50,6 +51,50 @@ func TestRoutes(t *testing.T) {
 	if routes.Service("fhir.ehr.mesh.internal") != nil || len(routes.Names()) != 1 {
 		t.Error("a service that was removed is still found")
 	}
+}
+
+// Whatever is loaded, in whatever order, a name finds what the last transaction that was committed has left.
+func TestRoutesFollowTheTable(t *testing.T) {
+	names := []string{"a", "b", "c"}
+	rapid.Check(t, func(t *rapid.T) {
+		db, err := memdb.NewMemDB(&memdb.DBSchema{Tables: proxy.Tables()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		routes, want := proxy.NewRoutes(db), map[string]*proxy.Service{}
+		for range 10 {
+			next, list := map[string]*proxy.Service{}, []*proxy.Service{}
+			for _, n := range names {
+				switch rapid.SampledFrom([]string{"gone", "same", "new"}).Draw(t, n) {
+				case "same":
+					if s := want[n]; s != nil {
+						next[n], list = s, append(list, s)
+					}
+				case "new":
+					s := &proxy.Service{Name: n, Base: rapid.StringN(1, 8, -1).Draw(t, "base")}
+					if old := want[n]; old != nil && old.Base == s.Base {
+						s = old // equal ones keep their place
+					}
+					next[n], list = s, append(list, s)
+				}
+			}
+			txn := db.Txn(true)
+			if err := proxy.LoadServices(txn, list); err != nil {
+				t.Fatal(err)
+			}
+			if rapid.Bool().Draw(t, "commit") {
+				txn.Commit()
+				want = next
+			} else {
+				txn.Abort()
+			}
+			for _, n := range names {
+				if got := routes.Service(n); got != want[n] {
+					t.Fatalf("%s: %+v, want %+v", n, got, want[n])
+				}
+			}
+		}
+	})
 }
 
 // Operators get counts by cause and a line for each refusal, and neither holds what callers sent.

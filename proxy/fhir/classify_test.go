@@ -301,6 +301,13 @@ func TestConditionsAndMedia(t *testing.T) {
 // plain URL parser reads the same parameters from it.
 func checkFixpoint(t *testing.T, in Interaction, base string) {
 	t.Helper()
+	target := in.Target(base)
+	short, _, _ := strings.Cut(target, "?")
+	for _, asked := range []string{target, target + "?", target + "/", target + "&", target + "=", short, short + "?", short + "?x=y", base, base + "?", "", "?", strings.ToLower(target)} {
+		if got := in.TargetOf(base, asked); got != target {
+			t.Fatalf("%q, asked for as %q, is forwarded as %q", target, asked, got)
+		}
+	}
 	again, err := Classify(in.Method(), in.Target(base), base, header())
 	if err == nil && in.Form {
 		again, err = again.WithForm(in.FormBody(), "application/x-www-form-urlencoded")

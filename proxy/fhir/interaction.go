@@ -85,6 +85,25 @@ func (in Interaction) Target(base string) string {
 	return string(appendQuery(b, in.Params))
 }
 
+// TargetOf is Target; where that is asked, byte for byte, it is asked itself and costs nothing.
+func (in *Interaction) TargetOf(base, asked string) string {
+	path, query, _ := strings.Cut(asked, "?")
+	if len(path) != len(base)+len(in.path) || path[:len(base)] != base || path[len(base):] != in.path {
+		return in.Target(base)
+	}
+	if in.Form || len(in.Params) == 0 {
+		if len(path) == len(asked) {
+			return asked
+		}
+		return in.Target(base)
+	}
+	var room [512]byte
+	if b := appendQuery(room[:0], in.Params); string(b) == query {
+		return asked
+	}
+	return in.Target(base)
+}
+
 // ParamNames gives the names of the parameters, each once, in order: what an audit record may hold of them.
 func (in Interaction) ParamNames() []string {
 	var names []string
