@@ -13,7 +13,7 @@ import (
 )
 
 // BenchmarkCall is one whole call through both hops on connections that are open already: caller to egress, mTLS to
-// ingress, to the FHIR server and back, with a cached token, policy and the audit trail, everything in one process.
+// ingress, to the FHIR server and back, with a cached token, policy, the audit trail and metrics, everything in one process.
 // The caller and the FHIR server allocate nothing.
 func BenchmarkCall(b *testing.B) {
 	for name, c := range map[string]struct {
@@ -29,7 +29,7 @@ func BenchmarkCall(b *testing.B) {
 		"refused": {func(w *world) string { return request("GET /fhir/Account/1", "", bearer(w.token())) }, ""},
 	} {
 		b.Run(name, func(b *testing.B) {
-			w := newWorld(b, setup{dir: memory(b), upstream: canned(b, c.reply)})
+			w := newWorld(b, setup{dir: memory(b), upstream: canned(b, c.reply), plain: true})
 			p := w.portal
 			if name == "create" {
 				p = w.ehr

@@ -11,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"go.uber.org/zap"
 
 	"github.com/wardmesh/ward/proxy"
 	"github.com/wardmesh/ward/proxy/bind"
@@ -106,6 +108,7 @@ type world struct {
 type setup struct {
 	dir      string   // for the audit log; "" is a folder of the test's own
 	upstream net.Addr // another FHIR server than the world's
+	plain    bool     // the trail and the metrics are Ward's own, and no test looks at them
 	service  func(*proxy.Service)
 	ingress  func(*proxy.IngressOptions)
 }
@@ -127,8 +130,18 @@ func newWorld(t testing.TB, s setup) *world {
 		s.service(w.service)
 	}
 	o := proxy.IngressOptions{Service: w.service, Self: w.self, Denials: w.denied, Tokens: w.issuer.verifier(t, w.clock.Now),
-		Binder: bindings(t, w), Limits: proxy.NoLimits{}, Risk: proxy.NoRisk{}, Policy: policies(t), Audit: w.trail, Observe: w.seen,
+		Binder: bindings(t, w), Limits: proxy.NoLimits{}, Risk: proxy.NoRisk{}, Policy: policies(t),
 		Upstream: w.toUpstream(cmp.Or[net.Addr](s.upstream, w.upstream.Addr())), Now: w.clock.Now}
+	var trail proxy.Recorder = w.trail
+	var observe proxy.Observer = w.seen
+	if s.plain {
+		metrics, err := proxy.NewMetrics(prometheus.NewRegistry(), zap.NewNop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		trail, observe = w.trail.log, metrics
+	}
+	o.Audit, o.Observe = trail, observe
 	if s.ingress != nil {
 		s.ingress(&o)
 	}
@@ -140,7 +153,7 @@ func newWorld(t testing.TB, s setup) *world {
 	}})
 	t.Cleanup(w.pool.Close)
 	w.egress = proxy.NewEgress(proxy.EgressOptions{Callers: callers{}, Services: directory{serviceName: w.service}, Pool: w.pool,
-		Audit: w.trail, Observe: w.seen, Now: w.clock.Now})
+		Audit: trail, Observe: observe, Now: w.clock.Now})
 	t.Cleanup(func() {
 		for _, d := range w.seen.defects {
 			t.Errorf("a journey failed: %s", d)
