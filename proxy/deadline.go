@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 	"time"
+
+	"github.com/wardmesh/ward/proxy/wire"
 )
 
 // deadline bounds a call in time. It is context.WithTimeout for that one purpose, made to lie within the call: it costs a
@@ -19,7 +21,12 @@ type deadline struct {
 	timer *time.Timer
 	stop  func() bool // takes it from those whom the exchange's end wakes
 	after []*func()
+
+	hung wire.Cutter // the connection that goes with the call
+	hook wire.Hook   // of the exchange, on which it hangs for that
 }
+
+var _ wire.Hook = (*deadline)(nil)
 
 // begin sets d to end with parent, and after timeout at the latest. It is called once.
 func (d *deadline) begin(parent context.Context, timeout time.Duration) {
@@ -80,6 +87,42 @@ func (d *deadline) AfterFunc(f func()) (stop func() bool) {
 	}
 }
 
+// Hang implements wire.Hook. It needs no timer, and no place at an exchange that is a Hook itself.
+func (d *deadline) Hang(c wire.Cutter) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.look() != nil:
+		go c.Cut()
+		return true
+	case d.hung != nil:
+		return false
+	}
+	d.hung = c
+	if d.stop == nil && d.hook == nil {
+		if h, ok := d.Context.(wire.Hook); ok && h.Hang(d) {
+			d.hook = h
+		} else {
+			d.follow()
+		}
+	}
+	return true
+}
+
+// Drop implements wire.Hook.
+func (d *deadline) Drop(c wire.Cutter) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hung != c {
+		return false
+	}
+	d.hung = nil
+	return true
+}
+
+// Cut implements wire.Cutter: the exchange has ended.
+func (d *deadline) Cut() { d.over(d.Context.Err()) }
+
 // end ends d, if it is not over, and gives back what it holds. It may be called more than once, and without begin.
 func (d *deadline) end() {
 	d.mu.Lock()
@@ -112,13 +155,30 @@ func (d *deadline) look() error {
 // watch makes sure that d's end is noticed.
 func (d *deadline) watch() {
 	d.timer = time.AfterFunc(time.Until(d.at), func() { d.over(context.DeadlineExceeded) })
-	if parent := d.Context; parent.Done() != nil {
-		d.stop = context.AfterFunc(parent, func() { d.over(parent.Err()) })
+	if d.stop == nil {
+		d.follow()
+	}
+}
+
+// follow lets the exchange's end wake d.
+func (d *deadline) follow() {
+	if d.Context.Done() != nil {
+		d.stop = context.AfterFunc(d.Context, d.Cut)
 	}
 }
 
 func (d *deadline) finish(err error) {
 	d.err = err
+	if d.hook != nil {
+		d.hook.Drop(d)
+	}
+	if d.stop != nil {
+		d.stop()
+	}
+	if d.hung != nil {
+		go d.hung.Cut()
+		d.hung = nil
+	}
 	if d.done != nil {
 		d.release()
 	}
@@ -128,9 +188,6 @@ func (d *deadline) finish(err error) {
 func (d *deadline) release() {
 	if d.timer != nil {
 		d.timer.Stop()
-	}
-	if d.stop != nil {
-		d.stop()
 	}
 	select {
 	case <-d.done:

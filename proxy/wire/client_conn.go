@@ -48,14 +48,15 @@ type reply struct {
 	conn   *conn
 	f      *flight // nil when the reply has ended
 	up     *upload
-	unhook func() bool
-	end    time.Time // of the exchange; zero: it has none
-	err    error     // of every further Read
-	read   int64     // payload so far
-	plain  int64     // of a body whose length is known: what is left of it
-	began  bool      // a byte of it has come
-	keep   bool      // as far as is known, the connection goes on
-	whole  bool      // the reply has come to its end
+	hook   Hook        // on which conn hangs
+	unhook func() bool // where the context is none
+	end    time.Time   // of the exchange; zero: it has none
+	err    error       // of every further Read
+	read   int64       // payload so far
+	plain  int64       // of a body whose length is known: what is left of it
+	began  bool        // a byte of it has come
+	keep   bool        // as far as is known, the connection goes on
+	whole  bool        // the reply has come to its end
 	open   atomic.Int32
 	fields [12]Field
 }
@@ -65,9 +66,7 @@ func (x *reply) exchange(r *Request, left int64) error {
 	k := x.conn
 	x.end, _ = x.ctx.Deadline()
 	k.deadline(x.end)
-	if x.ctx.Done() != nil {
-		x.unhook = context.AfterFunc(x.ctx, k.cut)
-	}
+	x.hang()
 	x.open.Store(1)
 	x.f.head.Reset()
 	x.f.r, x.f.w = 0, 0
@@ -85,6 +84,26 @@ func (x *reply) exchange(r *Request, left int64) error {
 		return x.fail(fmt.Errorf("%w: %w", ErrNoReply, err))
 	}
 	return nil
+}
+
+// hang lets the context's end cut the connection.
+func (x *reply) hang() {
+	if h, ok := x.ctx.(Hook); ok && h.Hang(x.conn) {
+		x.hook = h
+	} else if x.ctx.Done() != nil {
+		x.unhook = context.AfterFunc(x.ctx, x.conn.cut)
+	}
+}
+
+// drop takes the connection off the context. False: it is being cut.
+func (x *reply) drop() bool {
+	switch {
+	case x.hook != nil:
+		return x.hook.Drop(x.conn)
+	case x.unhook != nil:
+		return x.unhook()
+	}
+	return true
 }
 
 // sent is the upload's end.

@@ -158,7 +158,7 @@ func (x *reply) finish() {
 	if f.r < f.w {
 		x.keep = false
 	}
-	if x.unhook != nil && !x.unhook() {
+	if !x.drop() {
 		x.keep, x.whole = false, false // it is being cut
 	}
 	if k.bulk != nil && !k.bulk.readAhead(false) {
@@ -184,9 +184,7 @@ func (x *reply) fail(err error) error {
 		}
 		x.up.stop()
 	}
-	if x.unhook != nil {
-		x.unhook()
-	}
+	x.drop()
 	if k.bulk != nil {
 		k.bulk.readAhead(false)
 	}

@@ -108,6 +108,9 @@ func (k *conn) abort() {
 	_ = k.under.Close()
 }
 
+// Cut implements Cutter.
+func (k *conn) Cut() { k.abort() }
+
 // end closes the connection for good. Only who has taken it, or has taken it out of those kept, may call it, once.
 // Politely is with TLS's leave, for a peer that has read all there was.
 func (k *conn) end(politely bool) {
