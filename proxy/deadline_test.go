@@ -41,6 +41,11 @@ func TestDeadlineIsWithTimeout(outside *testing.T) {
 			if hooks {
 				h := &hooked{Context: parent}
 				defer context.AfterFunc(parent, h.cut)()
+				defer func() {
+					if h.hung != nil && failure == "" {
+						failure = "something hangs on the exchange still"
+					}
+				}()
 				exchange = h
 			}
 			want, end := context.WithTimeout(parent, timeout)
