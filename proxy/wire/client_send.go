@@ -101,7 +101,6 @@ type upload struct {
 	headed  bool // the reply's head has come
 	whole   bool // the body has been read to its end
 	stopped bool // what remains of it is not wanted
-	over    bool // all has been written, or nothing more will be
 	err     error
 }
 
@@ -119,9 +118,10 @@ func (u *upload) run(written func()) {
 		err = errors.Join(err, bulk.release())
 	}
 	u.mu.Lock()
-	u.err, u.over = err, true
+	u.err = err
+	failed := errors.Is(err, ErrRequestBody) && !u.stopped // else the reply is being read, and the connection ends with it
 	u.mu.Unlock()
-	if errors.Is(err, ErrRequestBody) {
+	if failed {
 		u.conn.abort()
 	}
 	written()
@@ -209,7 +209,7 @@ func (u *upload) fill(p []byte) (n int, err error) {
 func (u *upload) unfinished() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return !u.whole && !u.over
+	return !u.whole
 }
 
 // stop ends the upload. Where the body can be closed, nobody reads it any more afterwards.
