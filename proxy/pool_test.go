@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"net"
 	"testing"
 	"time"
 
@@ -150,5 +151,82 @@ func TestPoolClose(t *testing.T) {
 	case <-next.closed:
 	case <-time.After(patience):
 		t.Error("the connection is still open")
+	}
+}
+
+// A service that fails time and again is spared for a moment, for the caller that it failed, and then tried again.
+func TestPoolSparesADeadService(t *testing.T) {
+	w := newWorld(t, setup{})
+	next := w.nextWard(w.self.svid.Load())
+	alive := w.service.Addresses
+	down := listen(t)
+	_ = down.Close()
+	w.service.Addresses = []string{down.Addr().String()}
+	raw := request("GET /fhir/Patient/a", "")
+	for range 5 {
+		w.checkRefusal(t, w.call(w.portal, raw), proxy.HopEgress, proxy.CauseUpstream)
+	}
+	a := w.call(w.portal, raw)
+	w.checkRefusal(t, a, proxy.HopEgress, proxy.CauseUpstreamDown)
+	if a.header.Get("Retry-After") == "" {
+		t.Error("nobody says when to come again")
+	}
+	w.service.Addresses = alive
+	w.checkRefusal(t, w.call(w.portal, raw), proxy.HopEgress, proxy.CauseUpstreamDown)
+	if a := w.call(w.ehr, raw); a.status != 200 {
+		t.Errorf("another caller: %d %s", a.status, a.body)
+	}
+	w.clock.Advance(time.Second)
+	for range 3 {
+		if a := w.call(w.portal, raw); a.status != 200 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	}
+	if n := len(next.all()); n != 4 {
+		t.Errorf("%d calls arrived, want 4", n)
+	}
+}
+
+// What was opened in the name of a process does not outlive it, nor the SVID that it was opened with; what was opened for
+// another of the same identity does.
+func TestPoolLetsGoOfTheDead(t *testing.T) {
+	for name, end := range map[string]func(w *world, p *process, c net.Conn){
+		"its identity has ended": func(_ *world, p *process, _ net.Conn) { close(p.over) },
+		"it has exited": func(_ *world, p *process, c net.Conn) {
+			gone := errGone
+			p.ended.Store(&gone)
+			_ = c.Close()
+		},
+		"its SVID is renewed": func(w *world, p *process, _ net.Conn) {
+			p.svid.Store(w.ca.issue(w, "/app/portal", issuedAgo(0)))
+			close(p.update)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, setup{})
+			next := w.nextWard(w.self.svid.Load())
+			p, twin := w.process("/app/portal"), w.process("/app/portal")
+			p.update = make(chan struct{})
+			raw := request("GET /fhir/Patient/a", "")
+			c := w.dialEgress(p)
+			for _, a := range []*answer{w.call(twin, raw), send(t, c, raw)} {
+				if a.status != 200 {
+					t.Fatalf("%d %s", a.status, a.body)
+				}
+			}
+			end(w, p, c)
+			select {
+			case <-next.closed:
+			case <-time.After(patience):
+				t.Fatal("its connection is still open")
+			}
+			if a := w.call(twin, raw); a.status != 200 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+			all := next.all()
+			if last := all[len(all)-1]; last.conn != all[0].conn {
+				t.Error("the other process's connection was closed too")
+			}
+		})
 	}
 }
