@@ -100,7 +100,7 @@ func (s *scripted) client(t testing.TB, o wire.ClientOptions) *wire.Client {
 	return c
 }
 
-func get(t testing.TB, c *wire.Client, method string) (*wire.Response, string, error) {
+func ask(t testing.TB, c *wire.Client, method string) (*wire.Response, string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -182,7 +182,7 @@ func TestReplies(t *testing.T) {
 				method = "GET"
 			}
 			for range 2 {
-				r, body, err := get(t, client, method)
+				r, body, err := ask(t, client, method)
 				if c.bad != (err != nil) {
 					t.Fatalf("error %v", err)
 				}
@@ -206,7 +206,7 @@ func TestReplies(t *testing.T) {
 // The reply's fields are those of the message, in order; lengths are what the header said where there is no body.
 func TestReplyHead(t *testing.T) {
 	s := script(t, says("HTTP/1.1 200 OK\r\nB: 1\r\na: 2\r\nConnection: x-hop, close\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nB: 3\r\nContent-Length: 7\r\n\r\n", false))
-	r, _, err := get(t, s.client(t, wire.ClientOptions{}), "HEAD")
+	r, _, err := ask(t, s.client(t, wire.ClientOptions{}), "HEAD")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,10 +232,10 @@ func TestDeadConnections(t *testing.T) {
 				return true
 			})
 			c := s.client(t, wire.ClientOptions{})
-			if _, _, err := get(t, c, method); err != nil {
+			if _, _, err := ask(t, c, method); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := get(t, c, method); (err != nil) != fails {
+			if _, _, err := ask(t, c, method); (err != nil) != fails {
 				t.Errorf("error %v", err)
 			}
 			s.mu.Lock()
@@ -258,7 +258,7 @@ func TestDeadConnections(t *testing.T) {
 		})
 		c := s.client(t, wire.ClientOptions{})
 		for range 2 {
-			if _, _, err := get(t, c, "POST"); err != nil {
+			if _, _, err := ask(t, c, "POST"); err != nil {
 				t.Fatal(err)
 			}
 			if s.conns.Load() == 1 {
@@ -268,7 +268,7 @@ func TestDeadConnections(t *testing.T) {
 	})
 	t.Run("every one dies", func(t *testing.T) {
 		s := script(t, func(net.Conn, int, int) bool { return false })
-		if _, _, err := get(t, s.client(t, wire.ClientOptions{}), "GET"); !errors.Is(err, wire.ErrNoReply) {
+		if _, _, err := ask(t, s.client(t, wire.ClientOptions{}), "GET"); !errors.Is(err, wire.ErrNoReply) {
 			t.Error(err)
 		}
 		if n := s.conns.Load(); n != 1 {
@@ -277,14 +277,14 @@ func TestDeadConnections(t *testing.T) {
 	})
 }
 
-// endless is a body that never ends and can be waited for to be closed.
-type endless struct {
+// unending is a body that never ends and can be waited for to be closed.
+type unending struct {
 	once   sync.Once
 	closed chan struct{}
 	wait   bool // it gives nothing
 }
 
-func (e *endless) Read(p []byte) (int, error) {
+func (e *unending) Read(p []byte) (int, error) {
 	if e.wait {
 		<-e.closed
 	}
@@ -296,7 +296,7 @@ func (e *endless) Read(p []byte) (int, error) {
 	}
 }
 
-func (e *endless) Close() error {
+func (e *unending) Close() error {
 	e.once.Do(func() { close(e.closed) })
 	return nil
 }
@@ -308,7 +308,7 @@ func TestEarlyReply(t *testing.T) {
 			big := strings.Repeat("x", 1<<20) // more than lies in between: both sides would wait for each other
 			s := script(t, says("HTTP/1.1 413 Too Large\r\nContent-Length: 1048576\r\n\r\n"+big, false))
 			c := s.client(t, wire.ClientOptions{})
-			body := &endless{closed: make(chan struct{}), wait: wait}
+			body := &unending{closed: make(chan struct{}), wait: wait}
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			r, err := c.RoundTrip(ctx, &wire.Request{Method: "POST", Target: "/", Host: "a", Body: body, Length: -1})
@@ -321,7 +321,7 @@ func TestEarlyReply(t *testing.T) {
 			if r.Status != 413 || wait && (err != nil || len(got) != len(big)) {
 				t.Errorf("%d, %d bytes, %v", r.Status, len(got), err)
 			}
-			if _, _, err := get(t, c, "HEAD"); err != nil || s.conns.Load() != 2 {
+			if _, _, err := ask(t, c, "HEAD"); err != nil || s.conns.Load() != 2 {
 				t.Errorf("%v, %d connections", err, s.conns.Load())
 			}
 		})
@@ -447,7 +447,7 @@ func TestHeadTimeout(t *testing.T) {
 		_, _ = c.Read(make([]byte, 1))
 		return false
 	})
-	_, _, err := get(t, s.client(t, wire.ClientOptions{HeadTimeout: 50 * time.Millisecond}), "GET")
+	_, _, err := ask(t, s.client(t, wire.ClientOptions{HeadTimeout: 50 * time.Millisecond}), "GET")
 	var timeout net.Error
 	if !errors.As(err, &timeout) || !timeout.Timeout() {
 		t.Errorf("error %v", err)
