@@ -128,6 +128,8 @@ func statusCause(status int) Cause {
 		return CauseTimeout
 	case 413:
 		return CauseTooLarge
+	case 429: // more of it than one connection may have
+		return CauseLimit
 	case 431:
 		return CauseHeadTooLarge
 	case 501: // a transfer coding or a method that the engine does not know

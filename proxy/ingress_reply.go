@@ -137,7 +137,7 @@ func (c *inbound) refuse(err error) {
 	answer := refusal(rec, err, c.facts.Decision)
 	c.ended = true
 	recordRefusal(c.Audit, rec)
-	_, _ = c.x.Commit(answer) // a caller that has gone away does not change the record
+	_, _ = c.x.Commit(spoken(&c.x.Request, answer, c.facts.Decision)) // a caller that has gone away does not change the record
 	c.Observe.Call(HopIngress, c.Service.Name, rec)
 }
 
