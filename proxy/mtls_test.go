@@ -264,3 +264,87 @@ func TestRequestOnAnEndedIdentityIsRefused(t *testing.T) {
 		t.Error("the connection goes on")
 	}
 }
+
+// 15: whatever changes between two handshakes, the second is a full one: the caller's certificate is looked at again, by
+// the rules that hold then. Without a ticket there is no early data either (RFC 8446 §2.3).
+func TestNoSessionOutlivesWhatItRestedOn(t *testing.T) {
+	for name, c := range map[string]struct {
+		change  func(t *testing.T, w *world)
+		refused bool
+	}{
+		"nothing":    {func(*testing.T, *world) {}, false},
+		"the policy": {func(_ *testing.T, w *world) { w.live.Replace(proxy.NewIngress(w.rules)) }, false},
+		"the ward's SVID": {func(t *testing.T, w *world) {
+			w.self.svid.Store(w.ca.issue(t, "/ward/ehr"))
+		}, false},
+		"the caller's SVID": {func(t *testing.T, w *world) { w.portal.svid.Store(w.ca.issue(t, "/app/portal")) }, false},
+		"the bundle": {func(t *testing.T, w *world) {
+			w.self.Add(newAuthority(t, "clinic.test").bundle())
+		}, true},
+	} {
+		for _, protocol := range []string{"http/1.1", "h2"} {
+			t.Run(name+"/"+protocol, func(t *testing.T) {
+				w := newWorld(t, setup{})
+				cache := tls.NewLRUClientSessionCache(8)
+				with := func(c *tls.Config) {
+					c.ClientSessionCache, c.ServerName, c.NextProtos = cache, "ward", []string{protocol}
+				}
+				first, err := w.handshake(w.portal.svid.Load(), with)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if protocol == "http/1.1" && !c.refused {
+					if a := send(t, first, request("GET /fhir/metadata", "")); a.status != 200 {
+						t.Fatalf("%d %s", a.status, a.body)
+					}
+				}
+				c.change(t, w)
+				if c.refused {
+					w.refusedByIngress(t, w.portal.svid.Load(), with)
+					return
+				}
+				second, err := w.handshake(w.portal.svid.Load(), with)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, ok := cache.Get("ward"); ok || second.ConnectionState().DidResume {
+					t.Error("there is a session to resume")
+				}
+				if got := second.ConnectionState().PeerCertificates[0]; !got.Equal(w.self.svid.Load().Certificates[0]) {
+					t.Error("the ward shows a certificate that it has replaced")
+				}
+			})
+		}
+	}
+}
+
+// A ticket that a ward has not made, and be it of a server with its own certificate, is no ticket.
+func TestAnothersTicketIsNotTaken(t *testing.T) {
+	w := newWorld(t, setup{})
+	cache := tls.NewLRUClientSessionCache(8)
+	with := func(c *tls.Config) { c.ClientSessionCache, c.ServerName = cache, "ward" }
+	cfg := proxy.ServerTLS(newIdentity(w.self.svid.Load(), w.ca.bundle()), time.Now)
+	cfg.SessionTicketsDisabled = false
+	l := tls.NewListener(listen(t), cfg)
+	next := newUpstream(t, l)
+	next.always(reply(200, ""))
+	ward := w.address
+	w.address = l.Addr().String()
+	c, err := w.handshake(w.portal.svid.Load(), with)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := send(t, c, request("GET /fhir/metadata", "")); a.status != 200 {
+		t.Fatalf("%d", a.status)
+	}
+	if _, ok := cache.Get("ward"); !ok {
+		t.Fatal("the other server gave no ticket: this test shows nothing")
+	}
+	w.address = ward
+	if c, err = w.handshake(w.portal.svid.Load(), with); err != nil {
+		t.Fatal(err)
+	}
+	if a := send(t, c, request("GET /fhir/metadata", "")); a.status != 200 || c.ConnectionState().DidResume {
+		t.Errorf("%d, resumed %v", a.status, c.ConnectionState().DidResume)
+	}
+}
