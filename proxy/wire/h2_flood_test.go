@@ -295,12 +295,13 @@ func TestH2SlowPeers(t *testing.T) {
 			stop, stopped := make(chan struct{}), make(chan struct{})
 			go func() {
 				defer close(stopped)
+				out := http2.NewFramer(p.Conn, nil) // the peer's own belongs to who reads
 				for {
 					select {
 					case <-stop:
 						return
 					case <-time.After(5 * time.Second):
-						_ = p.WriteData(1, false, make([]byte, 100))
+						_ = out.WriteData(1, false, make([]byte, 100))
 					}
 				}
 			}()
