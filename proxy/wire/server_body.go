@@ -277,3 +277,13 @@ func (b *incoming) drain() bool {
 	b.settle()
 	return b.ended.Load()
 }
+
+// Buffered is how much of a body of known length can be read without waiting.
+func (b *incoming) Buffered() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil || b.left <= 0 || b.ended.Load() {
+		return 0
+	}
+	return int(min(int64(b.call.on.w-b.call.on.r), b.left))
+}
