@@ -67,7 +67,7 @@ func memory(b *testing.B) string {
 }
 
 // canned is a FHIR server that answers every request with the same bytes.
-func canned(b *testing.B, reply string) net.Addr {
+func canned(b testing.TB, reply string) net.Addr {
 	l := listen(b)
 	b.Cleanup(func() { _ = l.Close() })
 	go func() {

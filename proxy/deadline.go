@@ -99,13 +99,7 @@ func (d *deadline) Hang(c wire.Cutter) bool {
 		return false
 	}
 	d.hung = c
-	if d.stop == nil && d.hook == nil {
-		if h, ok := d.Context.(wire.Hook); ok && h.Hang(d) {
-			d.hook = h
-		} else {
-			d.follow()
-		}
-	}
+	d.follow()
 	return true
 }
 
@@ -155,14 +149,17 @@ func (d *deadline) look() error {
 // watch makes sure that d's end is noticed.
 func (d *deadline) watch() {
 	d.timer = time.AfterFunc(time.Until(d.at), func() { d.over(context.DeadlineExceeded) })
-	if d.stop == nil {
-		d.follow()
-	}
+	d.follow()
 }
 
 // follow lets the exchange's end wake d.
 func (d *deadline) follow() {
-	if d.Context.Done() != nil {
+	if d.stop != nil || d.hook != nil {
+		return
+	}
+	if h, ok := d.Context.(wire.Hook); ok && h.Hang(d) {
+		d.hook = h
+	} else if d.Context.Done() != nil {
 		d.stop = context.AfterFunc(d.Context, d.Cut)
 	}
 }

@@ -65,7 +65,8 @@ type reading struct {
 // admit makes a connection that Accept has let in one that is served.
 func (s *Server) admit(base net.Conn, out *outlet, secure *tls.Conn, value any) *admitted {
 	a := &admitted{Conn: out, base: base, out: out, server: s, value: value, remote: base.RemoteAddr().String()}
-	a.ctx, a.cancel = context.WithCancel(s.context)
+	ends := newEnding(s.context)
+	a.ctx, a.cancel = ends, ends.end
 	a.hungUp = watch(base)
 	if secure != nil {
 		a.Conn, a.protocol = secure, secure.ConnectionState().NegotiatedProtocol
