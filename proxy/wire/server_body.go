@@ -257,7 +257,8 @@ func (b *incoming) drain() bool {
 	if a.expire(time.Now().Add(drainTime)) != nil {
 		return false
 	}
-	for came := 0; !b.ended.Load(); {
+	// That it has ended is not told to whoever still has it: nobody has read it.
+	for came := 0; !b.framing.Done(); {
 		if a.r == a.w {
 			b.place()
 			n, err := a.Conn.Read(a.buf)
@@ -270,12 +271,9 @@ func (b *incoming) drain() bool {
 		if a.r += n; err != nil {
 			break
 		}
-		if b.framing.Done() {
-			b.ended.Store(true)
-		}
 	}
 	b.settle()
-	return b.ended.Load()
+	return b.framing.Done()
 }
 
 // Buffered is how much of a body of known length can be read without waiting.
