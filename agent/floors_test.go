@@ -23,7 +23,7 @@ import (
 //	0  attest · proxy/fhir · proxy/wire · workload/endpoint (may import attest), with what lies beneath them
 //	1  workload (may import attest and workload/endpoint) · proxy (may import proxy/fhir and proxy/wire)
 //	2  sub-packages: their own root and floor 0 of their own tree, never a sibling
-//	3  agent/config, agent/authority, agent/seal, agent/admin: nothing of Ward · agent/sandbox, which says what a config needs: agent/config
+//	3  agent/config, agent/authority, agent/seal, agent/admin, agent/handover: nothing of Ward · agent/sandbox, which says what a config needs: agent/config
 //	4  agent/daemon, which alone joins the trees · agent/up, which alone may import the examples · agent/doctor, which
 //	   looks from outside and stands on agent/config and agent/admin alone
 //	5  agent
@@ -231,6 +231,8 @@ func TestFloorRules(t *testing.T) {
 		{"agent/authority", "workload", false, true},
 		{"agent/authority", "agent/seal", false, true},
 		{"agent/seal", "agent/authority", false, true},
+		{"agent/handover", "agent/config", false, true},
+		{"agent/daemon", "agent/handover", true, true},
 		{"agent/admin", "agent/config", false, true},
 		{"agent/doctor", "agent/config", true, true},
 		{"agent/doctor", "attest", false, true},

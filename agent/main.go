@@ -25,6 +25,7 @@ type commands struct {
 	Run        runCommand        `cmd:"" help:"Run agent and both proxy hops in one process, for small hosts."`
 	Agent      agentCommand      `cmd:"" help:"Run the identity side alone: attestation, the Workload API and the Broker API, the embedded authority."`
 	Proxy      proxyCommand      `cmd:"" help:"Run a proxy hop alone, beside ward agent."`
+	Upgrade    upgradeCommand    `cmd:"" help:"Let this binary, and the config as it is now, take the place of the proxy that runs, without a call that fails."`
 	Mesh       meshCommands      `cmd:"" help:"Lead the mesh's addresses to egress, answer for its names, and make the host know them."`
 	Check      checkCommand      `cmd:"" help:"Validate config and policies without starting anything; all errors at once."`
 	Schema     schemaCommand     `cmd:"" help:"Print the JSON Schema of the config, or describe one key."`

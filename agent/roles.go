@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/signal"
 	"strconv"
 	"syscall"
@@ -21,32 +22,60 @@ import (
 type runCommand struct{ configFlag }
 
 // Run is all of Ward on a small host, in one process.
-func (cmd runCommand) Run(c *console) error { return cmd.serve(c, config.RoleRun) }
+func (cmd runCommand) Run(c *console) error { return cmd.serve(c, config.RoleRun, succession{}) }
 
 type agentCommand struct{ configFlag }
 
 // Run is the identity side alone.
-func (cmd agentCommand) Run(c *console) error { return cmd.serve(c, config.RoleAgent) }
+func (cmd agentCommand) Run(c *console) error {
+	return cmd.serve(c, config.RoleAgent, succession{})
+}
 
 type proxyCommand struct {
 	configFlag
+	succession
 	Role string `enum:"egress,ingress,both" required:"" help:"egress carries local applications' calls; ingress stands before the FHIR servers of this host; both is both in one process."`
+}
+
+// succession is how a process takes the place of one that runs.
+type succession struct {
+	TakeOver bool `help:"Take the place of the process of this role that runs here, with its sockets and without a call that fails; it goes on serving until this one is ready. See: ward upgrade."`
+	Tell     int  `hidden:"" help:"Descriptor on which to say ok once ready."`
 }
 
 // Run is one proxy hop, or both, apart from the agent.
 func (cmd proxyCommand) Run(c *console) error {
-	role := config.Role(cmd.Role)
-	if cmd.Role == "both" {
-		role = config.RoleProxy
+	return cmd.serve(c, proxyRole(cmd.Role), cmd.succession)
+}
+
+func proxyRole(word string) config.Role {
+	if word == "both" {
+		return config.RoleProxy
 	}
-	return cmd.serve(c, role)
+	return config.Role(word)
 }
 
 // serve is a daemon of one role.
-func (f configFlag) serve(c *console, role config.Role) error {
+func (f configFlag) serve(c *console, role config.Role, after succession) error {
 	return f.started(c, func(cfg *config.Config, log *zap.Logger, s sockets) error {
-		d, err := daemon.New(c.ctx, cfg, daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: s.listeners, Datagrams: s.datagrams, Confine: true,
-			Ready: ready, Reloading: reloading, Reloaded: ready})
+		o := daemon.Options{Role: role, Version: versionText(), Log: log, Load: f.load, Listeners: s.listeners, Datagrams: s.datagrams, Confine: true,
+			Ready: ready, Reloading: reloading, Reloaded: ready, Succeeded: succeeded}
+		if after.TakeOver {
+			var err error
+			if o.Predecessor, err = daemon.Precede(cfg, role, versionText()); err != nil {
+				return fmt.Errorf("nothing was taken over: %w", err)
+			}
+			if o.Predecessor.Notify != "" { // what takes another's place is started beside the service, and not told
+				if err := os.Setenv("NOTIFY_SOCKET", o.Predecessor.Notify); err != nil {
+					return err
+				}
+			}
+			o.Ready = func() {
+				ready()
+				after.tell()
+			}
+		}
+		d, err := daemon.New(c.ctx, cfg, o)
 		if err != nil {
 			return listErrors(c.err, err)
 		}
@@ -81,6 +110,10 @@ func (f configFlag) started(c *console, run func(*config.Config, *zap.Logger, so
 func notify(state string) { _, _ = sd.SdNotify(false, state) }
 
 func ready() { notify(sd.SdNotifyReady) }
+
+// succeeded tells the service manager which process is its service's main one from now on (sd_notify(3), MAINPID=). Only
+// the one that has been up to now is heard.
+func succeeded(pid int) { notify("MAINPID=" + strconv.Itoa(pid)) }
 
 // reloading says that a change of config is under way (sd_notify(3), Type=notify-reload).
 func reloading() {

@@ -65,36 +65,56 @@ func Listen(o Options) (*Server, error) {
 	if o.Listener != nil {
 		return serverOn(o.Listener, o), nil
 	}
-	l, err := ListenUnix(o.Socket, 0o600)
+	l, err := Open(o.Socket)
+	if err != nil {
+		return nil, err
+	}
+	return serverOn(l, o), nil
+}
+
+// Open opens the socket at path, for its user and the group ward-admin.
+func Open(path string) (net.Listener, error) {
+	l, err := ListenUnix(path, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("admin socket: %w", err)
 	}
 	if g, err := user.LookupGroup(Group); err == nil {
-		if gid, err := strconv.Atoi(g.Gid); err == nil && os.Chown(o.Socket, -1, gid) == nil {
-			err = os.Chmod(o.Socket, 0o660) //nolint:gosec // the group is the point
+		if gid, err := strconv.Atoi(g.Gid); err == nil && os.Chown(path, -1, gid) == nil {
+			err = os.Chmod(path, 0o660) //nolint:gosec // the group is the point
 			if err != nil {
 				_ = l.Close()
 				return nil, fmt.Errorf("admin socket: %w", err)
 			}
 		}
 	}
-	return serverOn(l, o), nil
+	return l, nil
 }
 
 func serverOn(l net.Listener, o Options) *Server {
 	return &Server{o.Socket, l, &http.Server{Handler: Handler(o), ReadHeaderTimeout: 5 * time.Second, ErrorLog: log.New(io.Discard, "", 0), ConnContext: withUID}}
 }
 
+// Close ends the taking of connections: another process has the socket, too, and answers on it. Serve goes on with those
+// that are open.
+func (s *Server) Close() error { return s.listener.Close() }
+
 // Serve answers until ctx ends.
 func (s *Server) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = s.http.Close() })
 	defer stop()
 	err := s.http.Serve(s.listener)
+	if errors.Is(err, net.ErrClosed) {
+		<-ctx.Done()
+		return s.http.Close()
+	}
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
 }
+
+// Shutdown answers what has been asked, while ctx lasts, and ends.
+func (s *Server) Shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
 
 // Handler is what the socket serves.
 func Handler(o Options) http.Handler {

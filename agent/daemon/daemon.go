@@ -62,6 +62,9 @@ type Options struct {
 	Entries   []*workload.Entry
 	// Listeners are sockets that are open already, by their address as config spells it. The Daemon closes them.
 	Listeners map[string]net.Listener
+	// Predecessor is the process that runs, whose place this one is to take; nil: there is none. Listeners are then
+	// those that it holds for the service manager, whatever is given here.
+	Predecessor *Predecessor
 	// Datagrams are such sockets for mesh.dns, which it closes, too.
 	Datagrams []net.PacketConn
 	// Confine gives up, for good, what the role does not need of the host's files and ports.
@@ -70,6 +73,8 @@ type Options struct {
 	Records func(*proxy.Record)
 	// Ready, when set, is called once every socket is open; Reloading and Reloaded around each Reload.
 	Ready, Reloading, Reloaded func()
+	// Succeeded, when set, is called when another process, of that id, has taken this one's place.
+	Succeeded func(pid int)
 }
 
 // drainTime is how long calls that run may take to end once the daemon is told to stop.
@@ -90,7 +95,7 @@ type Daemon struct {
 	directory *directory
 	entries   *workload.Registry
 	routes    *proxy.Routes
-	trail     *audit.Trail
+	desk      *desk
 	budget    *audit.Budget
 	recorder  proxy.Recorder
 	calls     *counter
@@ -109,6 +114,12 @@ type Daemon struct {
 	own     identities
 	egress  *egress
 	ingress *ingress
+
+	sockets   listening
+	gate      chan struct{}          // closed when calls may be accepted
+	given     chan struct{}          // closed when another process has taken this one's place
+	successor atomic.Pointer[string] // its version
+	sender    *audit.Sender          // by which records reach it then; guarded by reloading
 
 	sandbox   sandbox.Report
 	reloading sync.Mutex
@@ -147,7 +158,13 @@ func New(ctx context.Context, cfg *config.Config, o Options) (*Daemon, error) {
 	if o.Role == "" {
 		o.Role = config.RoleRun
 	}
-	d := &Daemon{o: o, log: o.Log, started: time.Now(), registry: prometheus.NewRegistry()}
+	d := &Daemon{o: o, log: o.Log, started: time.Now(), registry: prometheus.NewRegistry(), desk: newDesk(),
+		gate: make(chan struct{}), given: make(chan struct{})}
+	if o.Predecessor == nil {
+		close(d.gate)
+	} else {
+		d.o.Listeners = o.Predecessor.held
+	}
 	d.use(cfg)
 	if err := d.build(ctx); err != nil {
 		d.close()
@@ -199,7 +216,6 @@ func (d *Daemon) buildDirectory(context.Context) (err error) {
 }
 
 func (d *Daemon) buildTrail(ctx context.Context) (err error) {
-	a := d.config().Audit
 	for _, dir := range []string{d.config().Trail(d.o.Role), d.config().SecondTrail(d.o.Role)} {
 		if dir == "" {
 			continue
@@ -208,15 +224,15 @@ func (d *Daemon) buildTrail(ctx context.Context) (err error) {
 			return fmt.Errorf("audit: %w", err)
 		}
 	}
-	trail, err := audit.OpenTrail(ctx, audit.Options{Dir: d.config().Trail(d.o.Role), Origin: d.origin(),
-		SegmentSize: a.SegmentSize, MinFree: a.MinFree, Reserve: a.Reserve, Keep: a.Keep, MaxSize: a.MaxSize,
-		Logger: d.log.Named("audit"), Registerer: d.registry}, d.config().SecondTrail(d.o.Role))
-	if err != nil {
-		return err
+	if d.o.Predecessor == nil { // it keeps the trail until takeOver
+		trail, err := d.openTrail(ctx)
+		if err != nil {
+			return err
+		}
+		d.desk.resume(trail)
 	}
-	d.trail = trail
 	// What any local process can cause as often as it likes must not eat the space that allowed calls need.
-	d.budget, err = audit.NewBudget(audit.BudgetOptions{Log: d.trail, PerMinute: a.Refusals, Logger: d.log.Named("audit"), Registerer: d.registry})
+	d.budget, err = audit.NewBudget(audit.BudgetOptions{Log: d.desk, PerMinute: d.config().Audit.Refusals, Logger: d.log.Named("audit"), Registerer: d.registry})
 	if err != nil {
 		return err
 	}
@@ -226,6 +242,14 @@ func (d *Daemon) buildTrail(ctx context.Context) (err error) {
 	}
 	d.calls, err = newCounter(d.registry, d.log.Named("proxy"))
 	return err
+}
+
+// openTrail opens this role's log, or its two. One process has them at a time.
+func (d *Daemon) openTrail(ctx context.Context) (*audit.Trail, error) {
+	a := d.config().Audit
+	return audit.OpenTrail(ctx, audit.Options{Dir: d.config().Trail(d.o.Role), Origin: d.origin(),
+		SegmentSize: a.SegmentSize, MinFree: a.MinFree, Reserve: a.Reserve, Keep: a.Keep, MaxSize: a.MaxSize,
+		Logger: d.log.Named("audit"), Registerer: d.registry}, d.config().SecondTrail(d.o.Role))
 }
 
 // ownFolder makes the folder in which a role keeps what is its own, where the service manager has not done so. The
@@ -291,13 +315,26 @@ func (d *Daemon) close() {
 	if d.pinner != nil {
 		_ = d.pinner.Close()
 	}
+	if d.o.Predecessor != nil {
+		d.o.Predecessor.close()
+	}
+	if d.desk.paused.Load() { // this process has never had the trail
+		d.desk.resume(nobody{audit.ErrClosed})
+	}
 	if d.budget != nil {
 		if err := d.budget.Close(); err != nil {
 			d.log.Error("counted refusals could not be recorded", zap.Error(err))
 		}
 	}
-	if d.trail != nil {
-		if err := d.trail.Close(); err != nil {
+	if d.sender != nil {
+		ctx, cancel := context.WithTimeoutCause(context.Background(), drainTime, errors.New("it does not answer"))
+		if err := d.sender.Close(ctx); err != nil {
+			d.log.Error("the last records of this process may be missing", zap.Error(err))
+		}
+		cancel()
+	}
+	if trail := d.desk.trail(); trail != nil {
+		if err := trail.Close(); err != nil {
 			d.log.Error("the audit log did not close cleanly", zap.Error(err))
 		}
 	}
@@ -320,6 +357,12 @@ func (d *Daemon) event(r *proxy.Record) {
 // lifecycle is the record of a start, stop or change.
 func (d *Daemon) lifecycle(what string) *proxy.Record {
 	r := &proxy.Record{Event: what, Detail: fmt.Sprintf("ward %s %s, config %s", d.o.Role, d.o.Version, d.config().Digest())}
+	switch next := d.successor.Load(); {
+	case next != nil:
+		r.Detail += ", replaced by " + *next
+	case d.o.Predecessor != nil:
+		r.Detail += ", in the place of " + d.o.Predecessor.Version
+	}
 	if d.ingress != nil {
 		r.PolicySet = d.ingress.policySet()
 	}

@@ -72,7 +72,9 @@ func (d *Daemon) openEgress(_, work context.Context, g *errgroup.Group) (func(co
 	}
 	opened, err := e.prepare(d.config())
 	if err != nil {
-		stopAll([]func(context.Context){e.drain})
+		ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+		defer cancel()
+		e.drain(ctx)
 		return nil, err
 	}
 	e.apply(d.config(), opened)
@@ -93,7 +95,12 @@ func (e *egress) drain(ctx context.Context) {
 
 func (e *egress) serve(l net.Listener, s *proxy.Service) *wire.Server {
 	server := e.ward.Server(s)
-	e.group.Go(func() error { return server.Serve(e.work, l) })
+	e.group.Go(func() error {
+		if !e.d.open(e.work) {
+			return l.Close()
+		}
+		return server.Serve(e.work, l)
+	})
 	return server
 }
 

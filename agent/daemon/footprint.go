@@ -37,7 +37,11 @@ func (d *Daemon) rest(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
-		now := d.trail.Status().First.Records
+		trail := d.desk.trail()
+		if trail == nil { // another process has taken this one's place, and this one ends soon
+			return nil
+		}
+		now := trail.Status().First.Records
 		if now != seen {
 			seen, since = now, time.Now()
 		}

@@ -163,6 +163,9 @@ func (in *ingress) ward(s *proxy.Service, on *serving, r *rules) *proxy.Ingress 
 func (in *ingress) serve(o opening) {
 	in.serving[o.place] = o.serving
 	in.group.Go(func() error {
+		if !in.d.open(in.work) {
+			return o.listener.Close()
+		}
 		err := o.server.Serve(in.work, o.listener)
 		if errors.Is(err, net.ErrClosed) {
 			return nil

@@ -158,7 +158,13 @@ func (d *Daemon) Status(context.Context) admin.Status {
 	if b, apart := d.borrower().(*strangers); apart && b.client.Status().Away {
 		s.Problems = append(s.Problems, "the agent does not answer on "+cfg.Agent.Broker+": new local callers wait, and those that are known go on until their SVIDs end")
 	}
-	trail := d.trail.Status()
+	kept := d.desk.trail()
+	if kept == nil {
+		s.Audit = admin.Audit{Dir: cfg.Trail(d.o.Role), Second: cfg.SecondTrail(d.o.Role), Folded: d.budget.Folded()}
+		s.Problems = append(s.Problems, "the audit log is changing hands to another process of this role")
+		return s
+	}
+	trail := kept.Status()
 	s.Audit = admin.Audit{Records: trail.First.Records, Dir: cfg.Trail(d.o.Role), Second: cfg.SecondTrail(d.o.Role), SecondInUse: trail.Away,
 		ReserveInUse: cfg.Audit.Reserve > 0 && trail.First.Reserve < cfg.Audit.Reserve, Folded: d.budget.Folded()}
 	if slow := trail.First.Latency; slow > time.Second {

@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -24,7 +25,8 @@ import (
 //
 // The order of the sockets is the order in which their users depend on each other: identities first, then the
 // ingress that needs one, then the egress that needs an ingress, then the names that lead there. They close in the
-// opposite order.
+// opposite order, but for the two hops: the ingress has finished its calls before the egress refuses any, because a FHIR
+// server may have to call others before it can answer (linkerd2#10379).
 func (d *Daemon) Run(ctx context.Context) error {
 	defer d.close()
 	// Everything runs under a context of its own: ctx ends the taking of new work, not the work.
@@ -35,17 +37,28 @@ func (d *Daemon) Run(ctx context.Context) error {
 	failed := func(err error) error {
 		cancel()
 		d.halt()
-		stopAll(stops)
+		last, over := context.WithTimeout(context.Background(), drainTime)
+		defer over()
+		stopAll(last, stops)
 		return errors.Join(err, g.Wait())
 	}
+	start, ready := d.readying(ctx)
+	defer ready()
 	for _, open := range d.openers() {
-		stop, err := open(ctx, work, g)
+		stop, err := open(start, work, g)
 		if err != nil {
 			return failed(err)
 		}
 		if stop != nil {
 			stops = append(stops, stop)
 		}
+	}
+	if err := d.takeOver(start, work, g); err != nil {
+		return failed(err)
+	}
+	ready()
+	if d.o.Predecessor != nil {
+		stops = slices.Insert(stops, 0, d.o.Predecessor.await)
 	}
 	d.reloading.Lock()
 	d.running = true
@@ -62,15 +75,20 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.o.Ready != nil {
 		d.o.Ready()
 	}
+	if stop := d.openGiver(ctx, work, g); stop != nil {
+		stops = append(stops, stop)
+	}
 	g.Go(func() error { return d.rest(work) })
 	select {
 	case <-ctx.Done():
-		d.log.Info("draining: calls that run may end", zap.Duration("at_most", drainTime))
+	case <-d.given:
 	case <-work.Done():
 		return failed(errStopped)
 	}
 	d.halt()
-	stopAll(stops)
+	last, over := d.lastCalls(ctx)
+	defer over()
+	stopAll(last, stops)
 	d.event(d.lifecycle("stopped"))
 	cancel()
 	err := g.Wait()
@@ -98,21 +116,58 @@ func (d *Daemon) openers() []opener {
 		parts = append(parts, d.openAuthority, d.openWorkloadAPI, d.openBroker)
 	}
 	parts = append(parts, d.openAdmin, d.openMetrics)
-	if d.serving() {
-		parts = append(parts, d.openIngress)
-	}
-	if d.calling() {
-		parts = append(parts, d.openEgress)
-	}
+	parts = append(parts, d.openHops)
 	if d.attestsAlone() {
 		parts = append(parts, d.openDNS)
 	}
 	return parts
 }
 
-func stopAll(stops []func(context.Context)) {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
-	defer cancel()
+// openHops opens what this role has of the two hops. Both drain in the order in which they open.
+func (d *Daemon) openHops(start, work context.Context, g *errgroup.Group) (func(context.Context), error) {
+	var hops []opener
+	if d.serving() {
+		hops = append(hops, d.openIngress)
+	}
+	if d.calling() {
+		hops = append(hops, d.openEgress)
+	}
+	var drains []func(context.Context)
+	drain := func(ctx context.Context) {
+		for i, drain := range drains {
+			if i > 0 { // the hop before may have used up all of its time
+				var cancel context.CancelFunc
+				ctx, cancel = atLeast(ctx, lastHop)
+				defer cancel()
+			}
+			drain(ctx)
+		}
+	}
+	for _, open := range hops {
+		stop, err := open(start, work, g)
+		if err != nil {
+			ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+			defer cancel()
+			drain(ctx)
+			return nil, err
+		}
+		drains = append(drains, stop)
+	}
+	return drain, nil
+}
+
+// lastHop is what the egress gets for its own calls once the ingress has ended, however long that took.
+const lastHop = 3 * time.Second
+
+// atLeast is ctx, or one that lasts that long where ctx ends sooner.
+func atLeast(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if end, ok := ctx.Deadline(); ctx.Err() == nil && (!ok || time.Until(end) > d) {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(context.WithoutCancel(ctx), d)
+}
+
+func stopAll(ctx context.Context, stops []func(context.Context)) {
 	for i := len(stops) - 1; i >= 0; i-- {
 		stops[i](ctx)
 	}
@@ -133,13 +188,34 @@ func (d *Daemon) openAdmin(_, ctx context.Context, g *errgroup.Group) (func(cont
 		if err := guardFolder(socket); err != nil {
 			return nil, err
 		}
+		var err error
+		if l, err = d.opened(socket, func() (net.Listener, error) { return admin.Open(socket) }); err != nil {
+			return nil, err
+		}
 	}
 	s, err := admin.Listen(admin.Options{Socket: socket, Listener: l, Source: d, Certifier: d.cas(), Metrics: d.registry, Log: d.log.Named("admin")})
 	if err != nil {
 		return nil, err
 	}
-	g.Go(func() error { return s.Serve(ctx) })
-	return nil, nil
+	g.Go(func() error {
+		if !d.open(ctx) {
+			return s.Close()
+		}
+		return s.Serve(ctx)
+	})
+	g.Go(func() error { // whoever has taken this process's place answers instead of it
+		select {
+		case <-d.given:
+			_ = s.Close()
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	return func(ctx context.Context) { // otherwise it answers up to the end
+		if d.successor.Load() != nil {
+			_ = s.Shutdown(ctx)
+		}
+	}, nil
 }
 
 func (d *Daemon) openMetrics(_, ctx context.Context, g *errgroup.Group) (func(context.Context), error) {

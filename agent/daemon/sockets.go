@@ -22,15 +22,30 @@ func (d *Daemon) listen(ctx context.Context, network, address string) (net.Liste
 	if l, ok := d.o.Listeners[address]; ok {
 		return another(l)
 	}
-	if network == "unix" {
-		if err := guardFolder(address); err != nil {
+	return d.opened(address, func() (net.Listener, error) {
+		if network == "unix" {
+			if err := guardFolder(address); err != nil {
+				return nil, err
+			}
+			// Anyone may connect: who it is decides what it gets.
+			return admin.ListenUnix(address, 0o666)
+		}
+		lc := net.ListenConfig{Control: peer.Control}
+		return lc.Listen(ctx, network, address)
+	})
+}
+
+// opened is a socket of this process's own: the one that the process before it had for this address, or a new one.
+func (d *Daemon) opened(address string, open func() (net.Listener, error)) (net.Listener, error) {
+	l := d.o.Predecessor.take(address)
+	if l == nil {
+		var err error
+		if l, err = open(); err != nil {
 			return nil, err
 		}
-		// Anyone may connect: who it is decides what it gets.
-		return admin.ListenUnix(address, 0o666)
 	}
-	lc := net.ListenConfig{Control: peer.Control}
-	return lc.Listen(ctx, network, address)
+	d.sockets.add(address, l)
+	return l, nil
 }
 
 // another opens a handed-over socket once more: whoever closes it, as a service that leaves the config does, must find

@@ -139,6 +139,15 @@ func (l *Log) add(r *proxy.Record, patience func() (context.Context, context.Can
 	return receipt, err
 }
 
+// addLine queues r as it was encoded by another process.
+func (l *Log) addLine(line []byte, r *proxy.Record) (proxy.Receipt, error) {
+	receipt, err := l.enqueue(line, frameSum(line), Emergency(r), l.patience)
+	if err == nil {
+		l.m.count(r.Stage)
+	}
+	return receipt, err
+}
+
 // enqueue queues an encoded record.
 func (l *Log) enqueue(line []byte, sum uint32, urgent bool, patience func() (context.Context, context.CancelFunc)) (proxy.Receipt, error) {
 	receipt, room, err := l.queue(line, sum, urgent)

@@ -173,21 +173,38 @@ func (t *Trail) Append(r *proxy.Record) (proxy.Receipt, error) {
 	if t.second == nil {
 		return t.first.Append(r)
 	}
+	return t.append(Emergency(r), func(l *Log) (proxy.Receipt, error) { return l.Append(r) })
+}
+
+// AppendLine appends a record that another process has encoded (Sender), exactly as it is.
+func (t *Trail) AppendLine(line []byte) (proxy.Receipt, error) {
+	r, err := decodeLine(line)
+	if err != nil {
+		return nil, err
+	}
+	return t.append(Emergency(r), func(l *Log) (proxy.Receipt, error) { return l.addLine(line, r) })
+}
+
+// append appends to the log that takes records now.
+func (t *Trail) append(urgent bool, to func(*Log) (proxy.Receipt, error)) (proxy.Receipt, error) {
+	if t.second == nil {
+		return to(t.first)
+	}
 	var cause error
 	if !t.away.Load() || t.comeBack() {
 		var receipt proxy.Receipt
-		if receipt, cause = t.first.Append(r); cause == nil || !unable(cause) {
+		if receipt, cause = to(t.first); cause == nil || !unable(cause) {
 			return receipt, cause
 		}
 	} else if cause = t.first.Err(); cause == nil {
 		cause = ErrBusy
 	}
-	receipt, err := t.instead(cause, func() (proxy.Receipt, error) { return t.second.Append(r) })
+	receipt, err := t.instead(cause, func() (proxy.Receipt, error) { return to(t.second) })
 	if err == nil || !unable(err) {
 		return receipt, err
 	}
-	if Emergency(r) {
-		if receipt, err := t.first.Append(r); err == nil {
+	if urgent {
+		if receipt, err := to(t.first); err == nil {
 			return receipt, nil
 		}
 	}

@@ -159,9 +159,14 @@ systemctl start ward.target`, address))
 	return append(said, "after its stop the address is refused, whoever listens there"), nil
 }
 
-// upgrade installs a newer version of the same package while calls run.
+// upgrade installs a newer version of the same package while calls run. The proxies are taken over within their service,
+// which is never down.
 func (w *world) upgrade() ([]string, error) {
 	var took time.Duration
+	was, err := w.services()
+	if err != nil {
+		return nil, err
+	}
 	t, err := w.under(func() error {
 		begun := time.Now()
 		_, err := w.guest.script(w.ctx, "apt-get install -y /srv/new/"+filepath.Base(w.parts.new))
@@ -192,7 +197,87 @@ func (w *world) upgrade() ([]string, error) {
 	if err != nil || !strings.Contains(version, newVersion) {
 		return nil, fmt.Errorf("ward says it is %q: %w", version, err)
 	}
-	return []string{fmt.Sprintf("%d calls, 0 failed, slowest %d ms; the upgrade took %.1fs", t.OK, t.Slowest.Milliseconds(), took.Seconds())}, nil
+	is, err := w.services()
+	if err != nil {
+		return nil, err
+	}
+	for _, role := range []string{"ingress", "egress"} {
+		if is[role].invocation != was[role].invocation || is[role].pid == was[role].pid || is[role].restarts != was[role].restarts {
+			return nil, fmt.Errorf("the new %s was to take the place of the old one within its service: before %+v, after %+v", role, was[role], is[role])
+		}
+	}
+	journal, err := w.guest.run(w.ctx, "journalctl", "--no-pager", "-u", "ward-ingress.service", "-u", "ward-egress.service")
+	if err != nil || strings.Contains(journal, "not our child") {
+		return nil, fmt.Errorf("the service manager does not look after the new processes: %w\n%s", err, tail(journal, 20))
+	}
+	said := []string{fmt.Sprintf("%d calls, 0 failed, slowest %d ms; the upgrade took %.1fs", t.OK, t.Slowest.Milliseconds(), took.Seconds())}
+	more, err := w.afterUpgrade(is)
+	return append(said, more...), err
+}
+
+// instance is how a unit runs.
+type instance struct{ pid, invocation, restarts string }
+
+func (w *world) services() (map[string]instance, error) {
+	all := map[string]instance{}
+	for _, role := range roles {
+		var s instance
+		for name, into := range map[string]*string{"MainPID": &s.pid, "InvocationID": &s.invocation, "NRestarts": &s.restarts} {
+			var err error
+			if *into, err = w.show("ward-"+role+".service", name); err != nil {
+				return nil, err
+			}
+		}
+		all[role] = s
+	}
+	return all, nil
+}
+
+// afterUpgrade: a binary that does not work takes nobody's place, and what has taken one is looked after as before.
+func (w *world) afterUpgrade(was map[string]instance) (said []string, err error) {
+	const broken = "printf '#!/bin/sh\\necho this build is broken >&2\\nexit 1\\n' >/usr/bin/ward.broken\nchmod 0755 /usr/bin/ward.broken\ncp -a /usr/bin/ward /usr/bin/ward.good\nmv /usr/bin/ward.broken /usr/bin/ward"
+	t, err := w.under(func() error {
+		if _, err := w.guest.script(w.ctx, broken); err != nil {
+			return err
+		}
+		out, failed := w.guest.script(w.ctx, "systemctl reload ward-ingress.service 2>&1")
+		_, err := w.guest.script(w.ctx, "mv /usr/bin/ward.good /usr/bin/ward")
+		if failed == nil {
+			return errors.Join(err, fmt.Errorf("a broken binary was taken for a good one: %s", out))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	is, err := w.services()
+	if err != nil {
+		return nil, err
+	}
+	if len(t.Failed) > 0 || is["ingress"] != was["ingress"] {
+		return nil, fmt.Errorf("after a broken binary %d calls failed; before it %+v, after it %+v", len(t.Failed), was["ingress"], is["ingress"])
+	}
+	if _, err := w.guest.run(w.ctx, "systemctl", "kill", "--kill-who=main", "--signal=KILL", "ward-ingress.service"); err != nil {
+		return nil, err
+	}
+	if err := w.pause(2 * time.Second); err != nil {
+		return nil, err
+	}
+	if is, err = w.services(); err != nil {
+		return nil, err
+	}
+	status, _, err := w.call("portal")
+	if err != nil || status != "200" || is["ingress"].restarts == was["ingress"].restarts || is["ingress"].pid == was["ingress"].pid {
+		return nil, fmt.Errorf("a process that had taken another's place was killed, and its service was %+v and is %+v; a call ends in %q: %w", was["ingress"], is["ingress"], status, err)
+	}
+	for _, role := range []string{"ingress", "egress"} {
+		_, whole, err := w.trail(role)
+		if err != nil {
+			return nil, err
+		}
+		said = append(said, role+" "+whole)
+	}
+	return append(said, "a broken binary took nobody's place"), nil
 }
 
 // badConfig: a version that does not accept the config restarts nothing.
