@@ -13,13 +13,16 @@ import (
 // taken from the processors that the proxies share with it.
 type caller struct {
 	net.Conn
-	buf []byte
+	buf   []byte
+	head  []byte // of the latest reply
+	began bool   // there was a byte of it
 }
 
 func newCaller(c net.Conn) *caller { return &caller{Conn: c, buf: make([]byte, 32<<10)} }
 
 // call sends the request and reads the whole reply, which must be a 200. It gives the length of the body.
 func (c *caller) call(request []byte) (int64, error) {
+	c.began = false
 	if _, err := c.Write(request); err != nil {
 		return 0, err
 	}
@@ -37,10 +40,11 @@ func (c *caller) reply() (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		have += n
+		have, c.began = have+n, true
 		end = bytes.Index(c.buf[:have], []byte("\r\n\r\n"))
 	}
-	length, err := bodyLength(c.buf[:end+2])
+	c.head = append(c.head[:0], c.buf[:end+2]...)
+	length, err := bodyLength(c.head)
 	if err != nil {
 		return 0, err
 	}

@@ -71,3 +71,58 @@ func TestCallerAcceptsNothingElse(t *testing.T) {
 		_ = app.Close()
 	}
 }
+
+// A client that knows HTTP's rules makes a call anew when its connection was closed before a byte of an answer, and not
+// when there was one: then nobody knows what has happened.
+func TestInsist(t *testing.T) {
+	for name, c := range map[string]struct {
+		first string // what the first connection says to its second call
+		again int64
+		fails bool
+	}{
+		"closed before": {"", 1, false},
+		"closed within": {"HTTP/1.1 2", 0, true},
+		"refused":       {"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", 0, true},
+		"told before":   {"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 0, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = server.Close() }()
+			go func() {
+				for i := 0; ; i++ {
+					conn, err := server.Accept()
+					if err != nil {
+						return
+					}
+					go func() {
+						defer func() { _ = conn.Close() }()
+						for call, buf := 0, make([]byte, 64); ; call++ {
+							if _, err := conn.Read(buf); err != nil {
+								return
+							}
+							if i == 0 && call == 1 {
+								_, _ = io.WriteString(conn, c.first)
+								return
+							}
+							_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+						}
+					}()
+				}
+			}()
+			l := &load{errand: errand{Address: "unix:" + server.Addr().String(), Request: []byte("GET / HTTP/1.1\r\n\r\n")}}
+			conn, err := l.insist(t.Context(), nil)
+			if err == nil {
+				conn, err = l.insist(t.Context(), conn)
+			}
+			if (err != nil) != c.fails || l.again.Load() != c.again {
+				t.Errorf("%v, %d made anew", err, l.again.Load())
+			}
+			if conn != nil {
+				_ = conn.Close()
+			}
+		})
+	}
+}

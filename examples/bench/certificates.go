@@ -12,7 +12,9 @@ import (
 	"errors"
 	"math/big"
 	"net/url"
+	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -75,6 +77,11 @@ func (b *bench) certify() error {
 type credentials struct {
 	CA, Leaf, Key []byte
 	API, Peer     string // the Workload API's address, and the SPIFFE ID that must answer
+}
+
+// socketFolder is where the Workload API's socket lies.
+func (c *credentials) socketFolder() string {
+	return filepath.Dir(strings.TrimPrefix(c.API, "unix://"))
 }
 
 func (c *credentials) config(ctx context.Context) (*tls.Config, error) {

@@ -29,6 +29,10 @@ type errand struct {
 	// Sources is from how many addresses of 127/8 connections come, so that closed ones do not use up the ports of one.
 	Sources     int
 	Credentials *credentials // to speak TLS
+	// For slow connections: the server hop's address, how many of each kind, and whose name they come in.
+	Back          string
+	Slow          map[string]int
+	Authorization string
 }
 
 // tally is how an errand went.
@@ -37,6 +41,7 @@ type tally struct {
 	Calls  int64
 	Bytes  int64 // of replies' bodies
 	Failed int64
+	Again  int64  // calls that were made anew, for their connection had been closed before
 	Why    string // the first failure
 	Took   time.Duration
 	Delays []time.Duration // from when each call was to be sent to the end of its reply
@@ -50,6 +55,7 @@ type load struct {
 	calls atomic.Int64
 	bytes atomic.Int64
 	bad   atomic.Int64
+	again atomic.Int64
 	mu    sync.Mutex
 	why   string
 }
@@ -78,7 +84,7 @@ func runLoad(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 		return err
 	}
 	errands := map[string]func(context.Context, func() error) (tally, error){
-		"keepalive": l.keepalive, "connect": l.connect, "handshake": l.handshake, "rate": l.rate, "hold": l.hold}
+		"keepalive": l.keepalive, "connect": l.connect, "handshake": l.handshake, "rate": l.rate, "hold": l.hold, "steady": l.steady, "slow": l.slow}
 	do := errands[l.Do]
 	if do == nil {
 		return fmt.Errorf("nobody knows how to %q", l.Do)
@@ -93,8 +99,12 @@ func runLoad(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 
 // dial opens one connection, from the next of the source addresses.
 func (l *load) dial(ctx context.Context) (net.Conn, error) {
+	return l.dialTo(ctx, l.Address, l.tls)
+}
+
+func (l *load) dialTo(ctx context.Context, address string, config *tls.Config) (net.Conn, error) {
 	var d net.Dialer
-	network, address := "tcp", l.Address
+	network := "tcp"
 	if path, ok := strings.CutPrefix(address, "unix:"); ok {
 		network, address = "unix", path
 	} else if l.Sources > 0 {
@@ -103,10 +113,10 @@ func (l *load) dial(ctx context.Context) (net.Conn, error) {
 		d.Control = lateBind
 	}
 	c, err := d.DialContext(ctx, network, address)
-	if err != nil || l.tls == nil {
+	if err != nil || config == nil {
 		return c, err
 	}
-	t := tls.Client(c, l.tls)
+	t := tls.Client(c, config)
 	if err := t.HandshakeContext(ctx); err != nil {
 		_ = c.Close()
 		return nil, err

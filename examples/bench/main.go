@@ -3,6 +3,7 @@
 //
 //	go run ./examples/bench                                # everybody, five rounds: about half an hour
 //	go run ./examples/bench -peers nginx -rounds 1 -metrics cpu_per_request
+//	go run ./examples/bench -scenario slow,upgrade         # Ward alone, under attack and while it is replaced
 //
 // # What
 //
@@ -40,6 +41,7 @@ import (
 type options struct {
 	peers     []string
 	metrics   []string
+	scenarios []string
 	rounds    int
 	duration  time.Duration
 	conns     int
@@ -54,7 +56,7 @@ type options struct {
 }
 
 // callers is how many users' load generators there are, each a workload of its own to Ward.
-func (o *options) callers() int { return 32 }
+func (o *options) callers() int { return 1 + attackers }
 
 func main() {
 	// The kernel ends what this thread has started when it ends, however that comes about.
@@ -91,6 +93,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	flags.SetOutput(stderr)
 	peers := flags.String("peers", strings.Join(peerNames(), ","), "the `proxies` to measure Ward beside, as far as they are installed; none for Ward alone")
 	metrics := flags.String("metrics", strings.Join(metricNames(), ","), "what to measure: `names` as in the table")
+	scenarios := flags.String("scenario", "", "play these `scenarios` of slow and upgrade with Ward alone, instead of measuring")
 	flags.IntVar(&o.rounds, "rounds", 5, "measure so `many` times, everybody in turn each time")
 	flags.DurationVar(&o.duration, "duration", 4*time.Second, "how long one measurement of one proxy lasts")
 	flags.IntVar(&o.conns, "connections", 64, "how many `calls` are under way at once under load")
@@ -105,7 +108,7 @@ func parse(args []string, stderr io.Writer) (*options, error) {
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
-	err := errors.Join(o.choose(&o.peers, *peers, peerNames(), "proxy"), o.choose(&o.metrics, *metrics, metricNames(), "metric"))
+	err := errors.Join(o.choose(&o.peers, *peers, peerNames(), "proxy"), o.choose(&o.metrics, *metrics, metricNames(), "metric"), o.choose(&o.scenarios, *scenarios, scenarioNames(), "scenario"))
 	switch {
 	case err != nil:
 	case flags.NArg() > 0:

@@ -116,14 +116,14 @@ func TestChart(t *testing.T) {
 }
 
 func TestCommandLine(t *testing.T) {
-	for _, bad := range []string{"-peers apache", "-metrics speed", "-rounds 0", "-duration 1ms", "-front udp", "more"} {
+	for _, bad := range []string{"-peers apache", "-metrics speed", "-scenario fast", "-rounds 0", "-duration 1ms", "-front udp", "more"} {
 		var said bytes.Buffer
 		if _, err := parse(strings.Fields(bad), &said); err == nil || said.Len() == 0 {
 			t.Errorf("%s: %v, and %q is said", bad, err, &said)
 		}
 	}
-	o, err := parse(strings.Fields("-peers nginx,ghostunnel -metrics added_p99 -rounds 2"), io.Discard)
-	if err != nil || len(o.peers) != 2 || len(o.metrics) != 1 {
+	o, err := parse(strings.Fields("-peers nginx,ghostunnel -metrics added_p99 -scenario slow -rounds 2"), io.Discard)
+	if err != nil || len(o.peers) != 2 || len(o.metrics) != 1 || len(o.scenarios) != 1 {
 		t.Errorf("%+v, %v", o, err)
 	}
 	if o, err = parse([]string{"-peers", "none"}, io.Discard); err != nil || len(o.peers) != 0 || len(o.metrics) != len(metrics()) {

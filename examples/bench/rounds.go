@@ -38,6 +38,9 @@ func measureAll(ctx context.Context, o *options, stdout, stderr io.Writer) error
 		return err
 	}
 	defer b.close()
+	if len(o.scenarios) > 0 {
+		return b.play(ctx, stdout)
+	}
 	r, err := b.rounds(ctx)
 	if err != nil {
 		return err

@@ -70,8 +70,9 @@ func (b *bench) policies(from string) error {
 permit (
     principal,
     action == Action::"read",
-    resource is FHIR::Patient
+    resource
 )
+when { resource is FHIR::Patient || resource is FHIR::DocumentReference }
 when { principal in [%s] };
 `, strings.Join(ids, ", ")), 0o644, 0)
 }
