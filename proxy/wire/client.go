@@ -167,14 +167,3 @@ func repeatable(r *Request) bool {
 func died(err error) bool {
 	return errors.Is(err, errGone) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
-
-// isToken reports whether s is a token (RFC 9110 §5.6.2).
-func isToken[T string | []byte](s T) bool {
-	for i := range len(s) {
-		c := s[i]
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0) {
-			return false
-		}
-	}
-	return len(s) > 0
-}
