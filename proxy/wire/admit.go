@@ -69,8 +69,10 @@ func (s *Server) judge(ctx context.Context, c net.Conn, turn *waiter) *admitted 
 	out := &outlet{Conn: c, grace: rateGraceOut * s.RateGrace, rate: s.MinRate}
 	var state *tls.ConnectionState
 	var secure *tls.Conn
+	var under *Bulk
 	if s.tls != nil {
-		secure = tls.Server(out, s.tls)
+		under = NewBulk(out)
+		secure = tls.Server(under, s.tls)
 		if err := secure.HandshakeContext(ctx); err != nil {
 			if s.Failed != nil {
 				s.Failed(c.RemoteAddr(), err)
@@ -89,7 +91,7 @@ func (s *Server) judge(ctx context.Context, c net.Conn, turn *waiter) *admitted 
 		_ = c.Close()
 		return nil
 	}
-	return s.admit(c, out, secure, value)
+	return s.admit(c, out, under, secure, value)
 }
 
 // Bounded closes c at the given time, whatever runs on it, and returns a connection whose Close stops the timer.

@@ -21,6 +21,7 @@ type admitted struct {
 	net.Conn          // what HTTP is spoken on: TLS, or the connection itself
 	base     net.Conn // what the listener gave
 	out      *outlet  // through which all is written to base
+	bulk     *Bulk    // between the outlet and TLS; nil without TLS
 	server   *Server
 	value    any
 	remote   string
@@ -63,8 +64,8 @@ type reading struct {
 }
 
 // admit makes a connection that Accept has let in one that is served.
-func (s *Server) admit(base net.Conn, out *outlet, secure *tls.Conn, value any) *admitted {
-	a := &admitted{Conn: out, base: base, out: out, server: s, value: value, remote: base.RemoteAddr().String()}
+func (s *Server) admit(base net.Conn, out *outlet, under *Bulk, secure *tls.Conn, value any) *admitted {
+	a := &admitted{Conn: out, base: base, out: out, bulk: under, server: s, value: value, remote: base.RemoteAddr().String()}
 	ends := newEnding(s.context)
 	a.ctx, a.cancel = ends, ends.end
 	a.hungUp = watch(base)

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"sync"
@@ -14,23 +15,32 @@ type Bulk struct {
 	net.Conn
 
 	// The side of who reads.
-	ahead []byte // nil while nothing is read ahead
-	r, w  int
-	dry   bool // no Read goes to the connection
+	piece *piece // nil while nothing is read ahead
+	ahead []byte // what has been, and is not used yet
+	dry   bool   // no Read goes to the connection
 
-	// The side of who writes.
+	// The side of who writes; who reads writes, too, where TLS has a peer's new key to answer.
+	mu  sync.Mutex
 	out []byte // nil while nothing is held back
 }
 
 // NewBulk stands on c, which is to be used by it alone.
 func NewBulk(c net.Conn) *Bulk { return &Bulk{Conn: c} }
 
-const pieceSize = 128 << 10
+const (
+	pieceSize = 128 << 10
+	// pieceRoom is for a chunk's size and end, and for the headers and tags of the records that a piece is cut into.
+	pieceRoom = 1 << 10
+	// longBody is from where reading ahead below TLS pays.
+	longBody = 64 << 10
+	// record is what one of TLS holds.
+	record = 16 << 10
+)
 
-// pieces are what long bodies move in. The room around a piece is for a chunk's size and end.
-type piece [pieceSize + 64]byte
+// piece is what long bodies are moved in.
+type piece [pieceSize + pieceRoom]byte
 
-var longPieces = sync.Pool{New: func() any { return new(piece) }}
+var pieces = sync.Pool{New: func() any { return new(piece) }}
 
 // errDry says that what has been read ahead is used up. It is temporary, so that TLS goes on after it.
 var errDry error = dryError{}
@@ -43,46 +53,67 @@ func (dryError) Temporary() bool { return true }
 
 // Read implements net.Conn.
 func (b *Bulk) Read(p []byte) (int, error) {
-	if b.r == b.w {
+	if len(b.ahead) == 0 {
 		switch {
 		case b.dry:
 			return 0, errDry
-		case b.ahead == nil:
+		case b.piece == nil:
 			return b.Conn.Read(p)
 		}
-		n, err := b.Conn.Read(b.ahead)
-		if b.r, b.w = 0, n; n == 0 {
+		n, err := b.Conn.Read(b.piece[:])
+		if n == 0 {
 			return 0, err
-		} // an error comes again at the next Read
+		} // else an error comes again at the next Read
+		b.ahead = b.piece[:n]
 	}
-	n := copy(p, b.ahead[b.r:b.w])
-	b.r += n
+	n := copy(p, b.ahead)
+	if b.ahead = b.ahead[n:]; len(b.ahead) == 0 {
+		b.ahead = nil
+	}
 	return n, nil
 }
 
-// readAhead begins or ends the reading ahead. It reports false when bytes that were read are left over.
+// readAhead begins or ends the reading ahead. It reports false when bytes that were read are left over: the next Reads
+// give them.
 func (b *Bulk) readAhead(on bool) bool {
-	if on == (b.ahead != nil) {
-		return true
+	switch {
+	case on && b.piece == nil:
+		b.piece = pieces.Get().(*piece)
+		b.ahead = b.piece[:copy(b.piece[:], b.ahead)]
+	case !on && b.piece != nil:
+		b.ahead = bytes.Clone(b.ahead)
+		pieces.Put(b.piece)
+		b.piece = nil
 	}
-	if on {
-		b.ahead = longPieces.Get().(*piece)[:]
-		return true
+	return len(b.ahead) == 0
+}
+
+// afterwards reads on from over, which stands on b, into p behind its first n bytes: only what has been read ahead, and
+// only while there is room for whole records. An error comes again.
+func (b *Bulk) afterwards(over net.Conn, p []byte, n int) int {
+	if b == nil || b.piece == nil {
+		return n
 	}
-	clean := b.r == b.w
-	b.r, b.w = 0, 0
-	longPieces.Put((*piece)(b.ahead))
-	b.ahead = nil
-	return clean
+	b.dry = true
+	for len(p)-n >= record {
+		m, err := over.Read(p[n:])
+		if n += m; err != nil || m == 0 {
+			break
+		}
+	}
+	b.dry = false
+	return n
 }
 
 // Write implements net.Conn.
 func (b *Bulk) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.out == nil {
 		return b.Conn.Write(p)
 	}
 	if len(b.out)+len(p) > cap(b.out) {
-		if err := b.flush(); err != nil {
+		if err := b.pass(); err != nil {
 			return 0, err
 		}
 		if len(p) > cap(b.out) {
@@ -93,14 +124,8 @@ func (b *Bulk) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// gather holds back what is written until release.
-func (b *Bulk) gather() {
-	if b.out == nil {
-		b.out = longPieces.Get().(*piece)[:0]
-	}
-}
-
-func (b *Bulk) flush() error {
+// pass writes what is held back. What fails is not tried again.
+func (b *Bulk) pass() error {
 	if len(b.out) == 0 {
 		return nil
 	}
@@ -109,13 +134,40 @@ func (b *Bulk) flush() error {
 	return err
 }
 
+// gather holds back what is written until flush. A Bulk that is none gathers nothing.
+func (b *Bulk) gather() {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.out == nil {
+		b.out = pieces.Get().(*piece)[:0]
+	}
+}
+
+// flush writes what is held back.
+func (b *Bulk) flush() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.pass()
+}
+
 // release writes what is held back, and holds back no more.
 func (b *Bulk) release() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.out == nil {
 		return nil
 	}
-	err := b.flush()
-	longPieces.Put((*piece)(b.out[:cap(b.out)]))
+	err := b.pass()
+	pieces.Put((*piece)(b.out[:cap(b.out)]))
 	b.out = nil
 	return err
 }

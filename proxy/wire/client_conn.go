@@ -24,7 +24,7 @@ type flight struct {
 	head http1.ReplyHead
 	body http1.Body
 	out  []byte
-	in   []byte // from r to w: read and not yet used
+	in   []byte // from r to w: read and not yet used; behind the head that is payload alone
 	r, w int
 	own  [8 << 10]byte
 }
@@ -52,6 +52,7 @@ type reply struct {
 	unhook func() bool // where the context is none
 	end    time.Time   // of the exchange; zero: it has none
 	err    error       // of every further Read
+	broken error       // of the framing, behind the payload that has come
 	read   int64       // payload so far
 	plain  int64       // of a body whose length is known: what is left of it
 	began  bool        // a byte of it has come
@@ -170,7 +171,8 @@ func (x *reply) head(method string) error {
 	if k.bulk != nil && f.head.Length >= longBody {
 		k.bulk.readAhead(true)
 	}
-	if f.body.Done() {
+	f.w = f.r + x.unframe(f.in[f.r:f.w])
+	if x.ended() {
 		x.finish()
 	}
 	return nil

@@ -7,16 +7,12 @@ import (
 	"time"
 )
 
-// How a reply's body is read: what has come with the head lies in the flight's buffer; everything else is read straight
-// into the caller's, where the framing is taken out of it.
+// How a reply's body is read: what has come with the head lies in the flight's buffer, and everything else is read straight
+// into the caller's. The framing is taken out of each where it lies.
 
 const (
-	// longBody is from where reading ahead below TLS pays.
-	longBody = 64 << 10
 	// direct is the least room that a caller must give for that.
 	direct = 512
-	// record is what one of TLS holds.
-	record = 16 << 10
 	// settling bounds the wait for a request's last piece to go out once the reply has ended.
 	settling = 5 * time.Second
 )
@@ -34,10 +30,10 @@ func (x *reply) Read(p []byte) (int, error) {
 	switch {
 	case err != nil:
 		x.err = x.fail(err)
-	case x.f.body.Done():
+	case x.ended():
 		x.finish()
 	default:
-		if b := x.conn.bulk; b != nil && b.ahead == nil && x.read >= longBody {
+		if b := x.conn.bulk; b != nil && x.read >= longBody {
 			b.readAhead(true)
 		}
 		return n, nil
@@ -45,88 +41,79 @@ func (x *reply) Read(p []byte) (int, error) {
 	return n, x.err
 }
 
+// Buffered implements Buffering.
+func (x *reply) Buffered() int {
+	if x.f == nil {
+		return 0
+	}
+	return x.f.w - x.f.r
+}
+
+// ended reports whether all of the body has been given.
+func (x *reply) ended() bool { return x.f.body.Done() && x.f.r == x.f.w }
+
 // payload reads until there is some, or the body has ended.
 func (x *reply) payload(p []byte) (n int, err error) {
 	f := x.f
-	for n == 0 && !f.body.Done() {
-		switch {
-		case f.r < f.w:
-			data, used, err := f.body.Next(f.in[f.r:min(f.w, f.r+len(p))])
-			n = copy(p, data)
-			f.r += used
-			x.count(n)
-			if err != nil {
-				return n, err
-			}
-		case len(p) < direct:
+	if f.r < f.w {
+		n = copy(p, f.in[f.r:f.w])
+		f.r += n
+		return n, nil
+	}
+	for n == 0 && x.broken == nil && !f.body.Done() {
+		if len(p) >= direct {
+			n, err = x.receive(p)
+		} else {
 			f.r = 0
-			if f.w, err = x.receive(f.in); err != nil {
-				return 0, err
+			if f.w, err = x.receive(f.in); err == nil {
+				n = copy(p, f.in[:f.w])
+				f.r = n
 			}
-		default:
-			if n, err = x.into(p); err != nil {
-				return n, err
-			}
-		}
-	}
-	b := x.conn.bulk
-	for b != nil && b.ahead != nil && f.r == f.w && len(p)-n >= record && !f.body.Done() {
-		b.dry = true
-		m, err := x.into(p[n:])
-		b.dry = false
-		n += m
-		if errors.Is(err, errDry) {
-			break
 		}
 		if err != nil {
-			return n, err
+			return 0, err
 		}
+	}
+	if n == 0 {
+		return 0, x.broken
 	}
 	return n, nil
 }
 
-// into reads into p, and takes the framing out of it.
-func (x *reply) into(p []byte) (n int, err error) {
-	f := x.f
-	m, err := x.receive(p)
-	if err != nil {
-		return 0, err
-	}
-	for at := 0; at < m; {
-		if f.body.Done() {
-			x.keep = false // nobody asked for what follows
-			break
-		}
-		data, used, err := f.body.Next(p[at:m])
-		n += copy(p[n:], data)
-		at += used
-		if err != nil {
-			return n, err
-		}
-	}
-	x.count(n)
-	return n, nil
-}
-
-// receive reads from the connection into p: of a body whose length is known no more than that.
+// receive reads what is there, of a body whose length is known no more than that, and takes the framing out of it.
 func (x *reply) receive(p []byte) (int, error) {
 	if x.plain > 0 {
 		p = p[:min(int64(len(p)), x.plain)]
 	}
 	n, err := x.conn.Read(p)
-	if n > 0 {
-		return n, nil // an error comes again
-	}
-	if errors.Is(err, io.EOF) {
+	switch {
+	case n > 0:
+		return x.unframe(p[:x.conn.bulk.afterwards(x.conn, p, n)]), nil // an error comes again
+	case errors.Is(err, io.EOF):
 		return 0, x.f.body.EOF()
 	}
 	return 0, err
 }
 
-func (x *reply) count(n int) {
+// unframe takes the framing out of p, so that the payload stands at its beginning, and gives that one's length.
+func (x *reply) unframe(p []byte) (n int) {
+	f := x.f
+	for at := 0; at < len(p); {
+		if f.body.Done() {
+			x.keep = false // nobody asked for what follows
+			break
+		}
+		data, used, err := f.body.Next(p[at:])
+		n += copy(p[n:], data)
+		if at += used; err != nil {
+			x.broken = err
+			break
+		}
+	}
 	if x.plain > 0 {
 		x.plain -= int64(n)
 	}
+	return n
 }
 
 // Close implements io.Closer. A reply that has not been read to its end takes its connection with it, unless the end is
@@ -135,12 +122,6 @@ func (x *reply) Close() error {
 	f := x.f
 	if f == nil {
 		return nil
-	}
-	for f.r < f.w && !f.body.Done() {
-		_, used, err := f.body.Next(f.in[f.r:f.w])
-		if f.r += used; err != nil {
-			break
-		}
 	}
 	if f.body.Done() {
 		x.finish()
@@ -155,9 +136,6 @@ func (x *reply) Close() error {
 func (x *reply) finish() {
 	f, k := x.f, x.conn
 	x.f, x.err, x.whole = nil, io.EOF, true
-	if f.r < f.w {
-		x.keep = false
-	}
 	if !x.drop() {
 		x.keep, x.whole = false, false // it is being cut
 	}

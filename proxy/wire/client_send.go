@@ -107,15 +107,12 @@ type upload struct {
 // run sends the body. A body that fails ends the connection, so that the other end does not take it for whole.
 func (u *upload) run(written func()) {
 	defer close(u.done)
-	p := longPieces.Get().(*piece)
-	defer longPieces.Put(p)
-	bulk := u.conn.bulk
-	if bulk != nil {
-		bulk.gather()
-	}
-	err := u.send(p[:], bulk)
-	if bulk != nil {
-		err = errors.Join(err, bulk.release())
+	p := pieces.Get().(*piece)
+	defer pieces.Put(p)
+	u.conn.bulk.gather()
+	err := u.send(p[:])
+	if late := u.conn.bulk.release(); err == nil {
+		err = late
 	}
 	u.mu.Lock()
 	u.err = err
@@ -128,11 +125,11 @@ func (u *upload) run(written func()) {
 }
 
 // room is kept before a piece for the size of a chunk, and behind it for its end and the body's.
-const room = 24
+const room = 24 // of pieceRoom
 
-func (u *upload) send(p []byte, bulk *Bulk) error {
+func (u *upload) send(p []byte) error {
 	for {
-		n, err := u.fill(p[room : len(p)-room])
+		n, err := u.fill(p[room : room+pieceSize])
 		if err != nil {
 			return err
 		}
@@ -143,10 +140,8 @@ func (u *upload) send(p []byte, bulk *Bulk) error {
 		if _, err := u.conn.Write(out); err != nil {
 			return err
 		}
-		if bulk != nil {
-			if err := bulk.flush(); err != nil {
-				return err
-			}
+		if err := u.conn.bulk.flush(); err != nil {
+			return err
 		}
 		if u.whole { // this goroutine alone sets it
 			return nil

@@ -246,8 +246,8 @@ func answerStream(w http.ResponseWriter, rc *http.ResponseController, method str
 
 // pour copies src to the stream, and flushes whenever src has given less than a full buffer: events go out as they come.
 func pour(w io.Writer, p *patience, src io.Reader) (int64, error) {
-	room := longPieces.Get().(*piece)
-	defer longPieces.Put(room)
+	room := pieces.Get().(*piece)
+	defer pieces.Put(room)
 	buf := room[:32<<10]
 	var n int64
 	for {

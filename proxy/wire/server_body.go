@@ -17,8 +17,6 @@ const (
 	drainTime   = time.Second
 	// leastDirect is for how many bytes it is worth going round the desk.
 	leastDirect = 1 << 10
-	// manyDesks is how much of a body has to come in chunks before it is worth a bulk.
-	manyDesks = 8 * deskSize
 )
 
 const goOn = "HTTP/1.1 100 Continue\r\n\r\n"
@@ -34,7 +32,7 @@ type incoming struct {
 	left    int64 // of a body whose length is known
 	err     error
 	expects bool // the peer waits for 100 (Continue)
-	large   *bulk
+	large   *piece
 	total   int64
 
 	waited time.Duration // since the rate was last kept
@@ -120,30 +118,34 @@ func (b *incoming) eof() error {
 	return nil
 }
 
-// place makes the connection's buffer empty, and large where much has come in chunks: they cannot go round it.
+// place makes the connection's buffer empty, and large where so much has come in chunks that it pays: they cannot go
+// round it.
 func (b *incoming) place() {
 	a := b.call.on
 	a.sit()
-	if b.large == nil && b.total >= manyDesks {
-		b.large = a.server.stores.bulk()
+	if b.large == nil && b.total >= longBody {
+		b.large = pieces.Get().(*piece)
 		a.buf = b.large[:]
 	}
 	a.r, a.w = 0, 0
 }
 
-// settle gives the bulk back, and keeps what it holds beyond the body.
+// settle gives back what only a long body needs, and keeps what it holds beyond the body.
 func (b *incoming) settle() {
+	a := b.call.on
+	if a.bulk != nil {
+		a.bulk.readAhead(false)
+	}
 	if b.large == nil {
 		return
 	}
-	a := b.call.on
 	rest := a.buf[a.r:a.w]
 	a.buf = a.desk.buf[:]
 	if len(rest) > len(a.buf) {
 		a.buf = make([]byte, len(rest))
 	}
 	a.r, a.w = 0, copy(a.buf, rest)
-	a.server.stores.bulks.Put(b.large)
+	pieces.Put(b.large)
 	b.large = nil
 }
 
@@ -156,6 +158,9 @@ func (b *incoming) fill(p []byte) (int, error) {
 			a.cancel()
 			return 0, err
 		}
+	}
+	if a.bulk != nil && (b.total >= longBody || b.left >= longBody) {
+		a.bulk.readAhead(true)
 	}
 	s := a.server
 	need := int(s.RateGrace.Seconds() * float64(s.MinRate))
@@ -176,7 +181,9 @@ func (b *incoming) fill(p []byte) (int, error) {
 		}
 		switch {
 		case n > 0:
-			return n, nil
+			m := a.bulk.afterwards(a.Conn, p, n)
+			b.came += m - n
+			return m, nil
 		case err == nil:
 			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):

@@ -11,51 +11,23 @@ import (
 // rateGraceOut is how many times as long as a sender a reader may be behind.
 const rateGraceOut = 3
 
-// outlet writes on a connection for as long as its peer takes what is written. TLS stands on it, so that one write of a
-// long body, which is many records, is one write here.
+// outlet writes on a connection for as long as its peer takes what is written.
 type outlet struct {
 	net.Conn
 	grace time.Duration // in which a peer takes rate bytes a second
 	rate  int
 
-	mu     sync.Mutex
-	end    time.Time // nothing is written after it; zero: there is no end
-	until  time.Time // the deadline as it stands
-	fixed  bool      // somebody else has set it
-	gather []byte    // what waits to be written; nil: nothing waits
+	mu    sync.Mutex
+	end   time.Time // nothing is written after it; zero: there is no end
+	until time.Time // the deadline as it stands
+	fixed bool      // somebody else has set it
 }
 
-// Write implements net.Conn.
-func (o *outlet) Write(p []byte) (int, error) {
+// Write implements net.Conn: it writes while the peer keeps to the rate. Bytes in the kernel's buffer count as taken: a
+// peer that is behind is one for which that is full.
+func (o *outlet) Write(p []byte) (n int, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.gather == nil {
-		return o.write(p)
-	}
-	if len(o.gather)+len(p) > cap(o.gather) {
-		if err := o.flush(); err != nil {
-			return 0, err
-		}
-		if len(p) > cap(o.gather) {
-			return o.write(p)
-		}
-	}
-	o.gather = append(o.gather, p...)
-	return len(p), nil
-}
-
-func (o *outlet) flush() error {
-	if len(o.gather) == 0 {
-		return nil
-	}
-	_, err := o.write(o.gather)
-	o.gather = o.gather[:0]
-	return err
-}
-
-// write writes while the peer keeps to the rate. Bytes in the kernel's buffer count as taken: a peer that is behind is
-// one for which that is full.
-func (o *outlet) write(p []byte) (n int, err error) {
 	for {
 		if !o.fixed {
 			o.allow()
@@ -105,20 +77,6 @@ func (o *outlet) endAt(t time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.end = t
-}
-
-// collect makes what is written wait in b for pass; nil for b ends that.
-func (o *outlet) collect(b []byte) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.gather = b
-}
-
-// pass writes what waits.
-func (o *outlet) pass() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.flush()
 }
 
 // NetConn is the connection that is written on.

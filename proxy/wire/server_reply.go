@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"time"
@@ -24,7 +23,7 @@ const (
 	// A chunk's size stands before its data, and CRLF behind it and, at the end, the last chunk.
 	chunkRoom = len("00020000\r\n")
 	chunkTail = len("\r\n0\r\n\r\n")
-	// longReply is from which length on an answer is moved in bulks.
+	// longReply is from which length on an answer is moved in pieces.
 	longReply = 4 * deskSize
 )
 
@@ -63,8 +62,7 @@ func (a *admitted) send(r *Response, to asked) (int64, error) {
 type writer struct {
 	a       *admitted
 	desk    *desk
-	large   *bulk // nil: a desk will do
-	gather  *bulk
+	large   *piece // nil: a desk will do
 	buf     []byte
 	waiting int   // bytes of the head at the start of buf
 	left    int64 // of the body; negative: not known
@@ -72,14 +70,8 @@ type writer struct {
 }
 
 func (w *writer) release() {
-	if w.gather != nil {
-		w.a.out.collect(nil)
-		w.a.server.stores.bulks.Put(w.gather)
-		w.gather = nil
-	}
 	if w.large != nil {
-		w.a.server.stores.bulks.Put(w.large)
-		w.large = nil
+		w.reduce()
 	}
 	w.a.server.stores.desks.Put(w.desk)
 }
@@ -131,8 +123,8 @@ func ours(name string) bool {
 // put writes p to the connection.
 func (w *writer) put(p []byte) error {
 	_, err := w.a.Conn.Write(p)
-	if err == nil && w.gather != nil {
-		err = w.a.out.pass()
+	if err == nil && w.large != nil {
+		err = w.a.bulk.flush()
 	}
 	if err != nil {
 		w.a.cancel()
@@ -150,25 +142,21 @@ func (w *writer) flush() error {
 	return w.put(w.buf[:n])
 }
 
-// enlarge goes over to bulks.
+// enlarge goes over to a piece, and to writes that gather records.
 func (w *writer) enlarge() {
-	w.large = w.a.server.stores.bulk()
+	w.large = pieces.Get().(*piece)
 	copy(w.large[:], w.buf[:w.waiting])
-	w.buf = w.large[:bulkSize]
-	if _, secure := w.a.Conn.(*tls.Conn); secure {
-		w.gather = w.a.server.stores.bulk()
-		w.a.out.collect(w.gather[:0])
-	}
+	w.buf = w.large[:pieceSize]
+	w.a.bulk.gather()
 }
 
 // reduce goes back to a desk. The head has gone out.
 func (w *writer) reduce() {
-	if w.gather != nil {
-		w.a.out.collect(nil)
-		w.a.server.stores.bulks.Put(w.gather)
+	if w.a.bulk.release() != nil { // each put has flushed: at most TLS's own answer to a new key was left
+		w.a.cancel()
 	}
-	w.a.server.stores.bulks.Put(w.large)
-	w.large, w.gather, w.buf = nil, nil, w.desk.buf[:]
+	pieces.Put(w.large)
+	w.large, w.buf = nil, w.desk.buf[:]
 }
 
 // stream copies src to the peer. What is there goes out before anybody waits for more, so that events reach the peer as

@@ -8,12 +8,7 @@ import (
 	"github.com/wardmesh/ward/proxy/wire/http1"
 )
 
-const (
-	deskSize = 8 << 10
-	bulkSize = 128 << 10
-	// bulkRoom is what a bulk has beyond its bytes: for the headers and tags of the records they are cut into.
-	bulkRoom = 1 << 10
-)
+const deskSize = 8 << 10
 
 // desk is what a connection needs to read a head, or to write an answer that is not long.
 type desk struct {
@@ -21,24 +16,14 @@ type desk struct {
 	buf  [deskSize]byte
 }
 
-// bulk is what a long body is moved in.
-type bulk [bulkSize + bulkRoom]byte
-
 // stores keep what connections take only for as long as they use it.
-type stores struct{ desks, bulks sync.Pool }
+type stores struct{ desks sync.Pool }
 
 func (s *stores) desk() *desk {
 	if d, ok := s.desks.Get().(*desk); ok {
 		return d
 	}
 	return new(desk)
-}
-
-func (s *stores) bulk() *bulk {
-	if b, ok := s.bulks.Get().(*bulk); ok {
-		return b
-	}
-	return new(bulk)
 }
 
 // dates keeps the current second's Date field (RFC 9110 §6.6.1).
