@@ -184,6 +184,19 @@ func (p *Pool) Drop(source spiffeid.ID, serial string) {
 	}
 }
 
+// Retain closes the connections to services that are not in services any more, or not as they were. Those on which a call
+// runs close once it has ended.
+func (p *Pool) Retain(services Services) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for k, e := range p.clients {
+		if services.Service(k.service) != e.service {
+			e.client.CloseIdle()
+			delete(p.clients, k)
+		}
+	}
+}
+
 // Close closes every connection that no call is using.
 func (p *Pool) Close() {
 	p.mu.Lock()

@@ -154,6 +154,45 @@ func TestPoolClose(t *testing.T) {
 	}
 }
 
+// A service that is there no more, or is another under its name, loses its connections at once; one that stays keeps
+// them.
+func TestPoolRetain(t *testing.T) {
+	for name, c := range map[string]struct {
+		after func(*world) directory
+		ends  bool
+	}{
+		"stays": {func(w *world) directory { return directory{serviceName: w.service} }, false},
+		"gone":  {func(*world) directory { return directory{} }, true},
+		"another": {func(w *world) directory {
+			other := *w.service
+			return directory{serviceName: &other}
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, setup{})
+			next := w.nextWard(w.self.svid.Load())
+			raw := request("GET /fhir/Patient/a", "")
+			if a := w.call(w.portal, raw); a.status != 200 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+			w.pool.Retain(c.after(w))
+			if c.ends {
+				select {
+				case <-next.closed:
+				case <-time.After(patience):
+					t.Fatal("the connection is still open")
+				}
+			}
+			if a := w.call(w.portal, raw); a.status != 200 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+			if all := next.all(); (all[0].conn != all[1].conn) != c.ends {
+				t.Errorf("calls came by connections %d and %d", all[0].conn, all[1].conn)
+			}
+		})
+	}
+}
+
 // A service that fails time and again is spared for a moment, for the caller that it failed, and then tried again.
 func TestPoolSparesADeadService(t *testing.T) {
 	w := newWorld(t, setup{})

@@ -130,7 +130,7 @@ func discard(opened map[*proxy.Service]net.Listener) {
 	}
 }
 
-// apply serves the opened sockets, and lets those of services that are gone end.
+// apply serves the opened sockets, and lets those of services that are gone end, with the connections to them.
 func (e *egress) apply(cfg *config.Config, opened map[*proxy.Service]net.Listener) {
 	for s, l := range opened {
 		a := announce(l)
@@ -149,4 +149,5 @@ func (e *egress) apply(cfg *config.Config, opened map[*proxy.Service]net.Listene
 		})
 		defer func() { <-on.listener.closed }() // the next change may open the socket again
 	}
+	e.pool.Retain(e.d.routes)
 }
