@@ -95,6 +95,53 @@ func TestReloadAddsAndRemovesAService(t *testing.T) {
 	})
 }
 
+// Egress closes the connections to a service that is removed, though its ward is still there.
+func TestReloadClosesConnectionsToARemovedService(t *testing.T) {
+	c := newClinic(t)
+	agent, egress, ingress := c.apart()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	closed := make(chan struct{}, 16)
+	go relay(l, c.ports[1], closed)
+	back := c.edit("services:\n", "services:\n"+strings.Replace(c.labService(), "addresses: ['"+c.ports[1], "addresses: ['"+l.Addr().String(), 1))
+	reloadAll([]*running{agent, ingress, egress})
+	c.app(lab).settle(lab)
+	for len(closed) > 0 { // what was tried before the ward had its SVID
+		<-closed
+	}
+	back()
+	egress.mustReload()
+	select {
+	case <-closed:
+	case <-time.After(patience):
+		t.Error("the connection is still open")
+	}
+}
+
+// relay passes connections on, and tells closed of each that its caller has ended.
+func relay(l net.Listener, to string, closed chan<- struct{}) {
+	for {
+		near, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer func() { _ = near.Close() }()
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				return
+			}
+			defer func() { _ = far.Close() }()
+			go func() { _, _ = io.Copy(near, far) }()
+			_, _ = io.Copy(far, near)
+			closed <- struct{}{}
+		}()
+	}
+}
+
 // A service may take over the address of another, or become another one in its place.
 func TestReloadReplacesAServiceOnItsAddress(t *testing.T) {
 	each(t, func(t *testing.T, c *clinic, all []*running) {
