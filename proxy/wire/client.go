@@ -50,6 +50,7 @@ type Client struct {
 	waiting []chan *conn
 	epoch   int // how often CloseIdle was called
 	sweeper *time.Timer
+	sweeps  time.Time // when the sweeper comes
 }
 
 // NewClient makes a client.

@@ -131,8 +131,12 @@ func (c *Client) put(k *conn) {
 			c.idle = slices.Delete(c.idle, 0, 1)
 		}
 		c.idle = append(c.idle, k)
-		if c.sweeper == nil {
-			c.sweeper = time.AfterFunc(k.expires(c.IdleTimeout).Sub(k.since), c.sweep)
+		switch e := k.expires(c.IdleTimeout); {
+		case c.sweeper == nil:
+			c.sweeper, c.sweeps = time.AfterFunc(e.Sub(k.since), c.sweep), e
+		case e.Before(c.sweeps):
+			c.sweeper.Reset(e.Sub(k.since))
+			c.sweeps = e
 		}
 	}
 	c.mu.Unlock()
@@ -164,6 +168,7 @@ func (c *Client) sweep() {
 		c.sweeper = nil
 	default:
 		c.sweeper.Reset(next.Sub(now))
+		c.sweeps = next
 	}
 	c.mu.Unlock()
 	for _, k := range over {
