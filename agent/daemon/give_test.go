@@ -247,7 +247,13 @@ func TestGiverServesOn(t *testing.T) {
 	}
 	app.expect(200)
 
-	// It holds on to the trail: nobody serves without one.
+	// It holds on to the trail: nobody serves without one. How the last call ended is to be told before: there would be
+	// nobody to tell.
+	for deadline := time.Now().Add(patience); len(open(t, cfg.Trail(config.RoleIngress))) > 0; {
+		if time.Now().After(deadline) {
+			t.Fatal("the last call's outcome is not in the trail")
+		}
+	}
 	conn = release()
 	trail, err := audit.OpenTrail(t.Context(), audit.Options{Dir: cfg.Trail(config.RoleIngress), Origin: origin(t, cfg, config.RoleIngress), MinFree: 1,
 		Logger: zap.NewNop(), Registerer: prometheus.NewRegistry()}, "")
@@ -279,6 +285,24 @@ func TestGiverServesOn(t *testing.T) {
 	if len(r.Presumed) > 0 || r.Unfinished > 0 || len(r.Aside) > 0 {
 		t.Errorf("the trail: %+v", r)
 	}
+}
+
+// open are the decisions of the intents in a trail that have no outcome.
+func open(t *testing.T, dir string) map[string]bool {
+	t.Helper()
+	open := map[string]bool{}
+	for e, err := range audit.Scan(t.Context(), dir, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch e.Record.Stage {
+		case proxy.StageIntent:
+			open[e.Record.Decision] = true
+		case proxy.StageOutcome:
+			delete(open, e.Record.Decision)
+		}
+	}
+	return open
 }
 
 // What has taken a role's place and is then gone takes the old one's last records with it: their calls are presumed
