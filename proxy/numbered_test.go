@@ -1,122 +1,72 @@
 package proxy_test
 
 import (
+	"bufio"
+	"errors"
+	"fmt"
 	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/wardmesh/ward/proxy"
 )
 
-// The tests that PROXY.md numbers, as far as a request plays them: each is tried on both hops, refused, and nothing of it
-// reaches the FHIR server.
-func TestNumberedRefusals(t *testing.T) {
-	const get = "GET /fhir/Patient/a"
-	raw := func(lines ...string) string { return strings.Join(lines, "\r\n") + "\r\n\r\n" }
-	const post, fhirJSON = "POST /fhir/Observation", "Content-Type: application/fhir+json"
-	host := "Host: " + serviceName
-	type row struct {
-		name  string
-		raw   string
-		cause proxy.Cause
-		only  proxy.Hop // the hop that this is about; "" is both
+// The tests that PROXY.md numbers, 1 to 23, through a real pair of wards in front of a FHIR server that records every
+// byte. They stand in tables: what a request alone can play is a row of refusals, what needs more is a row of behaviours.
+// The tables are in numbered_*_test.go by PROXY.md's groups: framing (1-9), identity (10-15), path (16-18), resource
+// (19-23). Each name begins with its number, and TestNumberedIsWhole sees that none of the numbers goes missing.
+
+// Where a numbered test plays.
+const (
+	atEgress  = string(proxy.HopEgress)  // HTTP/1.1 to the plain listener
+	atIngress = string(proxy.HopIngress) // HTTP/1.1 over mTLS, past egress
+	byH2      = "h2"                     // HTTP/2 over mTLS, past egress
+)
+
+// refused is a request that is refused with this cause, with nothing of it at the FHIR server, on a connection that then
+// ends.
+type refused struct {
+	name  string // its number comes first
+	raw   string
+	cause proxy.Cause
+	only  proxy.Hop           // the hop that this is about; "" is both
+	alone bool                // it needs a world of its own
+	of    func(*world) string // makes raw where that depends on the world
+}
+
+// refusals are all of them.
+func refusals() []refused {
+	return slices.Concat(refusedFraming(), refusedIdentity(), refusedPath(), refusedResource())
+}
+
+// behaviour is a test that plays more than one request.
+type behaviour struct {
+	name string // its number comes first
+	at   string // where: names from above, with blanks between them
+	run  func(*testing.T)
+}
+
+func behaviours() []behaviour {
+	return slices.Concat(framingBehaviours(), identityBehaviours(), pathBehaviours(), resourceBehaviours(), h2Behaviours())
+}
+
+// number is what a name begins with.
+func number(t testing.TB, name string) int {
+	t.Helper()
+	digits, _, _ := strings.Cut(name, " ")
+	n, err := strconv.Atoi(digits)
+	if err != nil || n < 1 || n > 23 {
+		t.Fatalf("%q does not begin with a number of PROXY.md", name)
 	}
-	rows := []row{
-		{"11 Connection names Authorization", request(get, "", "Connection: keep-alive, AUTHORIZATION"), proxy.CauseHeaders, ""},
-		{"11 Connection names Host", request(get, "", "Connection: host"), proxy.CauseHeaders, ""},
-		{"11 Connection names an identity", request(get, "", "Connection: x-forwarded-client-cert"), proxy.CauseHeaders, ""},
-		{"11 Connection names an identity with _", request(get, "", "Connection: Ward_Caller"), proxy.CauseHeaders, ""},
-		{"11 Connection names it after an empty line", request(get, "", "Connection:", "Connection: , ,Ward-User"), proxy.CauseHeaders, ""},
-		{"11 Connection names a condition", request(get, "", "Connection: If-Match", `If-Match: W/"1"`), proxy.CauseHeaders, ""},
-		{"11 Connection names the body's type", request(get, "", "Connection: content_type"), proxy.CauseHeaders, ""},
+	return n
+}
 
-		{"12 two Authorization fields", request(get, "", "Authorization: Bearer a.b.c", "authorization: Bearer a.b.c"), proxy.CauseTokenMalformed, proxy.HopIngress},
-		{"12 two tokens in one field", request(get, "", "Authorization: Bearer a.b.c, Bearer a.b.c"), proxy.CauseTokenMalformed, proxy.HopIngress},
-		{"12 a token in the query", request(get+"?access_token=a.b.c", ""), proxy.CauseTokenMalformed, proxy.HopIngress},
-		{"12 an oversized token", request(get, "", bearer(strings.Repeat("a", 17<<10))), proxy.CauseTokenMalformed, proxy.HopIngress},
-		{"12 alg none", request(get, "", bearer("eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0In0.e30.")), proxy.CauseTokenMalformed, proxy.HopIngress},
-		{"12 another scheme", request(get, "", "Authorization: Basic YTpi"), proxy.CauseTokenMalformed, proxy.HopIngress},
-
-		{"13 Host missing", raw(get + " HTTP/1.1"), proxy.CauseMalformed, ""},
-		{"13 Host empty", raw(get+" HTTP/1.1", "Host:"), proxy.CauseMalformed, ""},
-		{"13 Host twice", raw(get+" HTTP/1.1", host, host), proxy.CauseMalformed, ""},
-		{"13 Host with @", raw(get+" HTTP/1.1", "Host: a@"+serviceName), proxy.CauseMalformed, ""},
-		{"13 Host with /", raw(get+" HTTP/1.1", host+"/x"), proxy.CauseMalformed, ""},
-		{`13 Host with \`, raw(get+" HTTP/1.1", host+`\x`), proxy.CauseMalformed, ""},
-		{"13 Host with #", raw(get+" HTTP/1.1", host+"#x"), proxy.CauseMalformed, ""},
-		{"13 Host with a bad port", raw(get+" HTTP/1.1", host+":99999"), proxy.CauseMalformed, ""},
-		{"13 Host with an empty port", raw(get+" HTTP/1.1", host+":"), proxy.CauseMalformed, ""},
-		{"13 Host with a signed port", raw(get+" HTTP/1.1", host+":+80"), proxy.CauseMalformed, ""},
-		{"13 Host of nobody", raw(get+" HTTP/1.1", "Host: fhir.other.mesh.internal"), proxy.CauseUnknownService, proxy.HopEgress},
-		{"13 Host is an address", raw(get+" HTTP/1.1", "Host: 127.0.0.1"), proxy.CauseUnknownService, proxy.HopEgress},
-		{"13 Host not the route's", raw(get+" HTTP/1.1", "Host: fhir.other.mesh.internal"), proxy.CauseMalformed, proxy.HopIngress},
-		{"13 Host with a port, at ingress", raw(get+" HTTP/1.1", host+":80"), proxy.CauseMalformed, proxy.HopIngress},
-		{"13 Host in capitals, at ingress", raw(get+" HTTP/1.1", "Host: FHIR.EHR.mesh.internal"), proxy.CauseMalformed, proxy.HopIngress},
-
-		{"14 absolute form of nobody", raw("GET http://evil.example/fhir/Patient/a HTTP/1.1", "Host: evil.example"), proxy.CauseUnknownService, proxy.HopEgress},
-		{"14 absolute form of nobody, own Host", raw("GET http://evil.example/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, ""},
-		{"14 absolute form, another Host", raw("GET http://"+serviceName+"/fhir/Patient/a HTTP/1.1", "Host: localhost"), proxy.CauseMalformed, ""},
-		{"14 absolute form with a user", raw("GET http://u@"+serviceName+"/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, proxy.HopEgress},
-		{"14 absolute form of another scheme", raw("GET https://"+serviceName+"/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, proxy.HopEgress},
-		{"14 absolute form at ingress", raw("GET http://"+serviceName+"/fhir/Patient/a HTTP/1.1", host), proxy.CauseMalformed, proxy.HopIngress},
-		{"14 authority form", raw("GET "+serviceName+":80 HTTP/1.1", host), proxy.CauseMalformed, ""},
-		{"14 asterisk form", raw("OPTIONS * HTTP/1.1", host), proxy.CauseMalformed, ""},
-		{"14 CONNECT", raw("CONNECT "+serviceName+":80 HTTP/1.1", host), proxy.CauseMethod, proxy.HopEgress},
-		{"14 CONNECT at ingress", raw("CONNECT "+serviceName+" HTTP/1.1", host), proxy.CauseMethod, proxy.HopIngress},
-		{"14 TRACE", request("TRACE /fhir/Patient/a", ""), proxy.CauseMethod, proxy.HopIngress},
-		{"14 lower-case method", request("get /fhir/Patient/a", ""), proxy.CauseMethod, proxy.HopIngress},
-
-		{"16 a fragment", request("GET /fhir/Patient/a#b", ""), proxy.CauseMalformed, proxy.HopIngress},
-		{"16 a raw byte above 0x7f", request("GET /fhir/Patient/\xe9", ""), proxy.CauseMalformed, proxy.HopIngress},
-		{"16 a bad escape", request("GET /fhir/Patient/%zz", ""), proxy.CauseMalformed, ""},
-		{"16 two leading slashes", request("GET //fhir/Patient/a", ""), proxy.CauseMalformed, ""},
-
-		{"18 a GET with a body", request("GET /fhir/Patient/a", "x"), proxy.CauseMalformed, proxy.HopIngress},
-		{"18 a GET with a chunked body", request("GET /fhir/Patient/a", "", "Transfer-Encoding: chunked") + "1\r\nx\r\n0\r\n\r\n", proxy.CauseMalformed, proxy.HopIngress},
-
-		{"1 Content-Length, Transfer-Encoding", request(post, "x", fhirJSON, "Transfer-Encoding: chunked"), proxy.CauseMalformed, ""},
-		{"1 Transfer-Encoding, Content-Length", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding: chunked", "Content-Length: 5") + "0\r\n\r\n", proxy.CauseMalformed, ""},
-		{"2 Content-Length twice, equal", request(post, "x", fhirJSON, "Content-Length: 1"), proxy.CauseMalformed, ""},
-		{"2 Content-Length twice, differing", request(post, "x", fhirJSON, "Content-Length: 0"), proxy.CauseMalformed, ""},
-		{"2 Content-Length: 1, 1", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length: 1, 1") + "x", proxy.CauseMalformed, ""},
-		{"2 Content-Length: +1", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length: +1") + "x", proxy.CauseMalformed, ""},
-		{"2 Content-Length empty", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length:"), proxy.CauseMalformed, ""},
-		{"2 Content-Length of 19 digits", raw(post+" HTTP/1.1", host, fhirJSON, "Content-Length: 0000000000000000001") + "x", proxy.CauseMalformed, ""},
-		{"3 Transfer-Encoding twice", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding: chunked", "Transfer-Encoding: chunked") + "0\r\n\r\n", proxy.CauseUnsupported, ""},
-		{"3 Transfer-Encoding in capitals", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding: CHUNKED") + "0\r\n\r\n", proxy.CauseUnsupported, ""},
-		{"3 Transfer-Encoding padded", raw(post+" HTTP/1.1", host, fhirJSON, "Transfer-Encoding:  chunked") + "0\r\n\r\n", proxy.CauseUnsupported, ""},
-		{"3 Transfer-Encoding in HTTP/1.0", raw(post+" HTTP/1.0", host, fhirJSON, "Transfer-Encoding: chunked") + "0\r\n\r\n", proxy.CauseMalformed, ""},
-		{"6 a bare LF", get + " HTTP/1.1\n" + host + "\r\n\r\n", proxy.CauseMalformed, ""},
-		{"6 a bare LF at the end", get + " HTTP/1.1\r\n" + host + "\r\n\n", proxy.CauseMalformed, ""},
-		{"6 a bare CR", raw(get+" HTTP/1.1", host, "X: a\rY: b"), proxy.CauseMalformed, ""},
-		{"6 NUL", raw(get+" HTTP/1.1", host, "X: a\x00"), proxy.CauseMalformed, ""},
-		{"6 a folded field", raw(get+" HTTP/1.1", host, "X: a", " b"), proxy.CauseMalformed, ""},
-		{"6 a folded first field", raw(get+" HTTP/1.1", " "+host), proxy.CauseMalformed, ""},
-		{"6 a space before the colon", raw(get+" HTTP/1.1", host, "X : a"), proxy.CauseMalformed, ""},
-		{"6 an empty name", raw(get+" HTTP/1.1", host, ": a"), proxy.CauseMalformed, ""},
-		{"6 a leading CRLF", "\r\n" + request(get, ""), proxy.CauseMalformed, ""},
-		{"6 two spaces in the request line", raw(get+"  HTTP/1.1", host), proxy.CauseMalformed, ""},
-		{"6 a tab in the request line", raw(get+"\tHTTP/1.1", host), proxy.CauseMalformed, ""},
-		{"6 HTTP/0.9", get + "\r\n\r\n", proxy.CauseMalformed, ""},
-		{"6 HTTP/1.2", raw(get+" HTTP/1.2", host), proxy.CauseMalformed, ""},
-		{"6 HTTP/2.0", raw(get+" HTTP/2.0", host), proxy.CauseMalformed, ""},
-		{"20 500 fields", request(get, "", strings.Split(strings.Repeat("X: x,", 499)+"X: x", ",")...), proxy.CauseHeadTooLarge, ""},
-		{"20 a head of 100 KB", request(get, "", "X: "+strings.Repeat("x", 100<<10)), proxy.CauseHeadTooLarge, ""},
-		{"3 an unknown transfer coding", request(get, "", "Transfer-Encoding: gzip"), proxy.CauseUnsupported, ""},
-
-		{"22 Upgrade: websocket", request(get, "", "Connection: Upgrade", "Upgrade: websocket"), proxy.CauseHeaders, ""},
-		{"22 Upgrade: h2c", request(get, "", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA"), proxy.CauseHeaders, ""},
-		{"22 Upgrade that Connection does not name", request(get, "", "upgrade: h2c"), proxy.CauseHeaders, ""},
-		{"22 h2 by prior knowledge", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", proxy.CauseMalformed, ""},
-	}
-	for _, trick := range []string{"..", ".", "%2e", "%2e%2e", "%252e", "%2f", "%5c", `\`, ";", "a;b", "%3b", "%00", "a/../b", "a//"} {
-		rows = append(rows, row{"16 " + trick, request("GET /fhir/Patient/"+trick, ""), proxy.CauseMalformed, proxy.HopIngress})
-	}
-	for name, chunk := range map[string]string{"bare LF": "1\nx\n0\n\n", "0x": "0x1\r\nx\r\n0\r\n\r\n", "a sign": "+1\r\nx\r\n0\r\n\r\n", "a space": " 1\r\nx\r\n0\r\n\r\n",
-		"overflow": "fffffffffffffffff\r\nx\r\n0\r\n\r\n", "missing CRLF": "1\r\nxy\r\n0\r\n\r\n"} {
-		rows = append(rows, row{"4 chunk size with " + name, request("POST /fhir/Observation", "", "Content-Type: application/fhir+json",
-			"Transfer-Encoding: chunked") + chunk, proxy.CauseMalformed, ""})
-	}
+func TestNumbered(t *testing.T) {
+	rows := refusals()
 	for _, h := range hops {
 		t.Run(string(h.name), func(t *testing.T) {
 			w := newWorld(t, setup{})
@@ -125,11 +75,14 @@ func TestNumberedRefusals(t *testing.T) {
 					continue
 				}
 				t.Run(r.name, func(t *testing.T) {
-					a := send(t, h.dial(w, w.portal), withToken(r.raw, w.token()))
-					w.checkRefusal(t, a, h.name, r.cause)
-					if ends := a.status == 400 || a.status == 431; ends && !a.close {
-						t.Error("the connection goes on")
+					w := w
+					if r.alone {
+						w = newWorld(t, setup{})
 					}
+					c := h.dial(w, w.portal)
+					a := send(t, c, w.row(r))
+					w.checkRefusal(t, a, h.name, r.cause)
+					wantEnd(t, c, a)
 					w.upstream.untouched(t)
 				})
 			}
@@ -143,12 +96,13 @@ func TestNumberedRefusals(t *testing.T) {
 				continue
 			}
 			t.Run(r.name, func(t *testing.T) {
-				a := w.call(w.portal, withToken(r.raw, w.token()))
-				if contains(r.name, "fragment") || contains(r.name, "0x7f") {
-					// The engine of egress may have refused these already.
-					if a.status != 400 {
-						t.Errorf("%d %s", a.status, a.body)
-					}
+				w := w
+				if r.alone {
+					w = newWorld(t, setup{})
+				}
+				a := w.call(w.portal, w.row(r))
+				if len(w.trail.of(proxy.HopIngress, a.decision())) == 0 {
+					w.checkRefusal(t, a, proxy.HopEgress, r.cause) // egress's own reader has refused it
 				} else {
 					w.checkRefusal(t, a, proxy.HopIngress, r.cause)
 					out := w.trail.await(t, 1, func(rec *proxy.Record) bool { return rec.Hop == proxy.HopEgress && rec.Peer == a.decision() })
@@ -160,10 +114,64 @@ func TestNumberedRefusals(t *testing.T) {
 			})
 		}
 	})
+	for _, b := range behaviours() {
+		t.Run(b.name, b.run)
+	}
 }
 
-// withToken adds a good token to a request that has none, so that nothing but the row's fault can refuse it.
-func withToken(raw, token string) string {
+// TestNumberedIsWhole looks at the tables, not at what a run has picked of them.
+func TestNumberedIsWhole(t *testing.T) {
+	found := map[string]map[int]bool{atEgress: {}, atIngress: {}, byH2: {}}
+	names := map[string]bool{}
+	note := func(name string, places ...string) {
+		if names[name] {
+			t.Errorf("%q stands there twice", name)
+		}
+		names[name] = true
+		for _, p := range places {
+			if found[p] == nil {
+				t.Fatalf("%q is tried at %q, which is no place", name, p)
+			}
+			found[p][number(t, name)] = true
+		}
+	}
+	for _, r := range refusals() {
+		if r.only == "" {
+			note(r.name, atEgress, atIngress)
+		} else {
+			note(r.name, string(r.only))
+		}
+	}
+	for _, b := range behaviours() {
+		note(b.name, strings.Fields(b.at)...)
+	}
+	// What a place cannot have, and why.
+	const token, path, one = "tokens are read by ingress alone", "paths are read by ingress alone", "there is no such thing by HTTP/2"
+	without := map[string]map[int]string{
+		atEgress:  {12: token, 18: path, 21: "egress speaks HTTP/1.1 alone"},
+		atIngress: {21: "it is about HTTP/2", 23: "its listener is not in plain text"},
+		byH2: {3: one + ": 1 refuses every Transfer-Encoding", 4: one, 6: one, 7: "to the FHIR server ward speaks HTTP/1.1",
+			23: "egress, which has the plaintext listener, speaks HTTP/1.1 alone"},
+	}
+	for place, has := range found {
+		for n := 1; n <= 23; n++ {
+			if why, none := without[place][n]; none == has[n] {
+				t.Errorf("%d at %s: tested is %v; why it would not be: %q", n, place, has[n], why)
+			}
+		}
+	}
+}
+
+// row is r's request.
+func (w *world) row(r refused) string {
+	if r.of != nil {
+		return r.of(w)
+	}
+	return w.complete(r.raw)
+}
+
+// complete adds a good token to a request that has none, so that nothing but the row's fault can refuse it.
+func (w *world) complete(raw string) string {
 	if contains(strings.ToLower(raw), "authorization: ") {
 		return raw
 	}
@@ -171,36 +179,73 @@ func withToken(raw, token string) string {
 	if !ok {
 		return raw
 	}
-	return head + "\r\n" + bearer(token) + "\r\n" + rest
+	return head + "\r\n" + bearer(w.token()) + "\r\n" + rest
 }
 
-// 8: each of several requests on one connection is decided on by itself, and a bad one ends it.
-func TestPipelinedRequestsAreEachDecided(t *testing.T) {
-	for _, h := range hops {
-		t.Run(string(h.name), func(t *testing.T) {
-			w := newWorld(t, setup{})
-			c := h.dial(w, w.portal)
-			good := request("GET /fhir/Observation/1", "", bearer(w.token()))
-			forbidden := request("GET /fhir/Account/1", "", bearer(w.token()))
-			bad := "GET /fhir/Observation/1 HTTP/1.1\r\nHost : " + serviceName + "\r\n\r\n"
-			if _, err := io.WriteString(c, good+forbidden+good+bad+good); err != nil {
-				t.Fatal(err)
-			}
-			in := newReader(c)
-			ids := map[string]bool{}
-			for _, want := range []int{200, 403, 200, 400} {
-				a := read(t, in, good)
-				if a.status != want || ids[a.decision()] || a.decision() == "" {
-					t.Errorf("got %d %q, want %d and an id of its own", a.status, a.decision(), want)
-				}
-				ids[a.decision()] = true
-			}
-			if rest, err := io.ReadAll(in); len(rest) > 0 {
-				t.Errorf("after a request that is none came %q (%v)", rest, err)
-			}
-			if n := len(w.upstream.all()); n != 2 {
-				t.Errorf("%d requests reached the FHIR server, want 2", n)
-			}
-		})
+// wantEnd sees that the connection, of which a came, says that it ends, and does, with nothing more on it.
+func wantEnd(t testing.TB, c net.Conn, a *answer) {
+	t.Helper()
+	if !a.close {
+		t.Fatal("the connection is said to go on")
 	}
+	wantSilence(t, c)
+}
+
+// wantSilence sees that c ends and brings nothing until then.
+func wantSilence(t testing.TB, c io.Reader) {
+	t.Helper()
+	rest, err := io.ReadAll(c)
+	if len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection goes on: %q, %v", rest, err)
+	}
+}
+
+// wantRefusal is a refusal as it comes on a connection to which more is being written.
+func (w *world) wantRefusal(t testing.TB, c net.Conn, hop proxy.Hop, cause proxy.Cause) {
+	t.Helper()
+	in := bufio.NewReader(c)
+	a := read(t, in, "GET /")
+	w.checkRefusal(t, a, hop, cause)
+	if !a.close {
+		t.Error("the connection is said to go on")
+	}
+	wantSilence(t, in)
+}
+
+// rawHead is a head of these lines.
+func rawHead(lines ...string) string { return strings.Join(lines, "\r\n") + "\r\n\r\n" }
+
+// What most rows are made of.
+const (
+	getLine  = "GET /fhir/Patient/a"
+	postLine = "POST /fhir/Observation"
+	fhirJSON = "Content-Type: application/fhir+json"
+	hostLine = "Host: " + serviceName
+)
+
+// posted is a request with a body of which only the framing is in question.
+func posted(name, body string, fields ...string) refused {
+	return refused{name: name, raw: rawHead(append([]string{postLine + " HTTP/1.1", hostLine, fhirJSON}, fields...)...) + body, cause: proxy.CauseMalformed}
+}
+
+// chunked is a request whose body comes in these chunks.
+func chunked(name, chunks string) refused { return posted(name, chunks, "Transfer-Encoding: chunked") }
+
+// got is a GET with these lines after the request line, which it ends.
+func got(name string, cause proxy.Cause, lines ...string) refused {
+	return refused{name: name, raw: rawHead(append([]string{getLine + " HTTP/1.1"}, lines...)...), cause: cause}
+}
+
+// but is r at one hop alone.
+func (r refused) but(h proxy.Hop) refused { r.only = h; return r }
+
+// with is r with another cause.
+func (r refused) with(c proxy.Cause) refused { r.cause = c; return r }
+
+// many are n fields.
+func many(n int) (fields []string) {
+	for i := range n {
+		fields = append(fields, fmt.Sprintf("X-%d: x", i))
+	}
+	return fields
 }

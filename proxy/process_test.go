@@ -92,6 +92,9 @@ func (w *world) process(path string, changes ...func(*process)) *process {
 func (w *world) local(p *process, service *proxy.Service) string {
 	w.Helper()
 	l, s := listen(w), w.egress.Server(service)
+	if w.bounds != nil {
+		w.bounds(s)
+	}
 	w.serve(s, localListener{l, p})
 	w.servers[l.Addr().String()] = s
 	return l.Addr().String()

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // received is one request as the FHIR server got it.
@@ -43,13 +44,14 @@ type upstream struct {
 	requests []*received
 	conns    map[net.Conn]bool
 	total    int
+	begun    chan struct{} // gets one value for each request of which the head has arrived
 	closed   chan struct{} // gets one value for each connection that the peer has ended
 	stopped  chan struct{} // closed when the test ends
 	running  sync.WaitGroup
 }
 
 func newUpstream(t testing.TB, l net.Listener) *upstream {
-	u := &upstream{Listener: l, conns: map[net.Conn]bool{}, closed: make(chan struct{}, 1024), stopped: make(chan struct{})}
+	u := &upstream{Listener: l, conns: map[net.Conn]bool{}, begun: make(chan struct{}, 1024), closed: make(chan struct{}, 1024), stopped: make(chan struct{})}
 	u.says(fhirReply)
 	u.running.Add(1)
 	go func() {
@@ -126,6 +128,10 @@ func (u *upstream) serve(c net.Conn, n int) {
 			u.closed <- struct{}{}
 			return
 		}
+		select {
+		case u.begun <- struct{}{}:
+		default: // nobody counts them
+		}
 		body, err := io.ReadAll(req.Body)
 		raw := string(wire.Bytes()[:wire.Len()-in.Buffered()])
 		wire.Next(len(raw))
@@ -145,6 +151,26 @@ func (u *upstream) serve(c net.Conn, n int) {
 		if !answer(c, r) {
 			return
 		}
+	}
+}
+
+// arrives waits for the head of a request.
+func (u *upstream) arrives(t testing.TB) {
+	t.Helper()
+	select {
+	case <-u.begun:
+	case <-time.After(patience):
+		t.Fatal("no request has arrived")
+	}
+}
+
+// isLeft waits for a peer to end its connection.
+func (u *upstream) isLeft(t testing.TB) {
+	t.Helper()
+	select {
+	case <-u.closed:
+	case <-time.After(patience):
+		t.Fatal("the connection is still open")
 	}
 }
 

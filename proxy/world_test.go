@@ -101,6 +101,7 @@ type world struct {
 	ehr      *process                // may also write
 	address  string                  // of the ingress
 	servers  map[string]*wire.Server // of egress, by address
+	bounds   func(*wire.Server)
 	shared   map[*process]string
 }
 
@@ -111,6 +112,7 @@ type setup struct {
 	plain    bool     // the trail and the metrics are Ward's own, and no test looks at them
 	service  func(*proxy.Service)
 	ingress  func(*proxy.IngressOptions)
+	server   func(*wire.Server) // both wards'
 }
 
 func newWorld(t testing.TB, s setup) *world {
@@ -120,7 +122,7 @@ func newWorld(t testing.TB, s setup) *world {
 	}
 	ca := newAuthority(t, "clinic.test")
 	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t, listen(t)),
-		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: newObserver(), denied: &denials{}, servers: map[string]*wire.Server{}, shared: map[*process]string{}}
+		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: newObserver(), denied: &denials{}, servers: map[string]*wire.Server{}, shared: map[*process]string{}, bounds: s.server}
 	w.portal, w.ehr = w.process("/app/portal"), w.process("/app/ehr")
 	l := listen(t)
 	w.address = l.Addr().String()
@@ -147,6 +149,9 @@ func newWorld(t testing.TB, s setup) *world {
 	}
 	w.rules, w.live = o, proxy.NewLiveIngress(proxy.NewIngress(o))
 	w.ingress = w.live.Server()
+	if w.bounds != nil {
+		w.bounds(w.ingress)
+	}
 	w.serve(w.ingress, l)
 	w.pool = proxy.NewPool(proxy.PoolOptions{Now: w.clock.Now, Dial: func(ctx context.Context, address string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "tcp", address)
