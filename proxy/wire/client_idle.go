@@ -22,12 +22,15 @@ func (c *Client) take(ctx context.Context, fresh bool) (*conn, error) {
 		}
 		k.end(true)
 	}
-	k, slot, err := c.slot(ctx)
-	if k != nil || err != nil {
-		return k, err
-	}
-	if !slot {
-		return nil, ctx.Err()
+	k, err := c.slot(ctx)
+	switch {
+	case err != nil:
+		return nil, err
+	case k == nil:
+	case k.silent(): // it comes straight from another exchange, whose server may have said more than its reply
+		return k, nil
+	default:
+		k.shut(true) // its slot stays with us
 	}
 	return c.dial(ctx)
 }
@@ -52,20 +55,20 @@ func (c *Client) pop() *conn {
 	return k
 }
 
-// slot waits until one more connection may be opened, or until one that is open is free.
-func (c *Client) slot(ctx context.Context) (*conn, bool, error) {
+// slot waits until one more connection may be opened, or until one that is open is free, and gives that.
+func (c *Client) slot(ctx context.Context) (*conn, error) {
 	c.mu.Lock()
 	if c.open < c.MaxConns {
 		c.open++
 		c.mu.Unlock()
-		return nil, true, nil
+		return nil, nil
 	}
 	turn := make(chan *conn, 1)
 	c.waiting = append(c.waiting, turn)
 	c.mu.Unlock()
 	select {
 	case k := <-turn:
-		return k, k == nil, nil
+		return k, nil
 	case <-ctx.Done():
 	}
 	c.mu.Lock()
@@ -81,7 +84,7 @@ func (c *Client) slot(ctx context.Context) (*conn, bool, error) {
 			c.leave()
 		}
 	}
-	return nil, false, ctx.Err()
+	return nil, ctx.Err()
 }
 
 // dial opens a connection, for which the caller has a slot. TLS grows the stack of the goroutine on which its handshake

@@ -114,9 +114,14 @@ func (k *conn) Cut() { k.abort() }
 // end closes the connection for good. Only who has taken it, or has taken it out of those kept, may call it, once.
 // Politely is with TLS's leave, for a peer that has read all there was.
 func (k *conn) end(politely bool) {
+	k.shut(politely)
+	k.client.leave()
+}
+
+// shut is end, but for the slot, which stays with the caller.
+func (k *conn) shut(politely bool) {
 	if !politely {
 		k.abort()
 	}
 	_ = k.Close()
-	k.client.leave()
 }
