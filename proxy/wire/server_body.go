@@ -108,6 +108,7 @@ func (b *incoming) give(n int) int {
 		b.ended.Store(true)
 		b.settle()
 	}
+		b.ended.Store(true) // from here on the connection is the exchange's own again
 	return n
 }
 
