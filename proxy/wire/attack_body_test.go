@@ -55,3 +55,23 @@ func TestReaderAtItsEndLeavesTheConnectionAlone(t *testing.T) {
 		}
 	}
 }
+
+// An answer and 100 (Continue) may be due at the same moment. What has been answered is not continued, and an answer's
+// bytes are its own.
+func TestNothingContinuesWhatIsAnswered(t *testing.T) {
+	addr := serve(t, &wire.Server{Handle: func(x *wire.Exchange) {
+		began := make(chan struct{})
+		go func() {
+			close(began)
+			_, _ = x.Request.Body.Read(make([]byte, 10))
+		}()
+		<-began
+		_, _ = x.Commit(&wire.Response{Status: 200, Body: io.NopCloser(io.MultiReader(strings.NewReader("o"), strings.NewReader("k"))), Length: 2})
+	}})
+	for range 3000 {
+		out := raw(t, addr, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
+		if i := strings.Index(out, "HTTP/1.1 200 "); i < 0 || strings.Contains(out[i:], "100 Continue") {
+			t.Fatalf("%q", out)
+		}
+	}
+}

@@ -31,12 +31,14 @@ type incoming struct {
 	framing http1.Body
 	left    int64 // of a body whose length is known
 	err     error
-	expects bool // the peer waits for 100 (Continue)
 	large   *piece
 	total   int64
 
 	waited time.Duration // since the rate was last kept
 	came   int           // since then
+
+	telling sync.Mutex // held while the peer is told to go on, so that an answer comes before that or behind it
+	expects bool       // the peer waits for 100 (Continue), and has not been answered
 }
 
 func (b *incoming) start(c *call, head *http1.RequestHead) {
@@ -105,10 +107,9 @@ func (b *incoming) give(n int) int {
 		b.left -= int64(n)
 	}
 	if b.framing.Done() {
-		b.ended.Store(true)
 		b.settle()
-	}
 		b.ended.Store(true) // from here on the connection is the exchange's own again
+	}
 	return n
 }
 
@@ -150,15 +151,31 @@ func (b *incoming) settle() {
 	b.large = nil
 }
 
+// goOn tells a peer that waits for it to send the body.
+func (b *incoming) goOn() (err error) {
+	b.telling.Lock()
+	defer b.telling.Unlock()
+	if b.expects {
+		b.expects = false
+		_, err = io.WriteString(b.call.on, goOn)
+	}
+	return err
+}
+
+// answered says that the peer will not be told to go on any more, and reports whether it waits for that.
+func (b *incoming) answered() (waits bool) {
+	b.telling.Lock()
+	defer b.telling.Unlock()
+	waits, b.expects = b.expects, false
+	return waits
+}
+
 // fill receives some bytes. The peer must bring so many within the time that it is waited for.
 func (b *incoming) fill(p []byte) (int, error) {
 	a := b.call.on
-	if b.expects {
-		b.expects = false
-		if _, err := io.WriteString(a, goOn); err != nil {
-			a.cancel()
-			return 0, err
-		}
+	if err := b.goOn(); err != nil {
+		a.cancel()
+		return 0, err
 	}
 	if a.bulk != nil && (b.total >= longBody || b.left >= longBody) {
 		a.bulk.readAhead(true)
@@ -216,13 +233,12 @@ func (b *incoming) hold() bool {
 	if b.ended.Load() {
 		return true
 	}
+	// RFC 9110 §10.1.1: who has been answered instead of told to go on may send the body, or not.
+	waits := b.answered()
 	if !b.mu.TryLock() {
-		return true // somebody reads, so it has been asked for
+		return !waits // somebody reads
 	}
 	defer b.mu.Unlock()
-	// RFC 9110 §10.1.1: who has been answered instead of told to go on may send the body, or not.
-	waits := b.expects
-	b.expects = false
 	return !waits && b.err == nil && b.left <= mostDrained
 }
 
@@ -258,7 +274,7 @@ func (b *incoming) drain() bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !errors.Is(b.err, errOver) || b.expects {
+	if !errors.Is(b.err, errOver) {
 		return false
 	}
 	a := b.call.on
