@@ -40,7 +40,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 		})
 		go func() {
 			stop := context.AfterFunc(s.context, cancel)
-			a := s.judge(judging, c, turn)
+			a := s.judgeSafely(judging, c, turn)
 			turn.done()
 			stop()
 			cancel()
@@ -51,6 +51,18 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			go s.serve(a)
 		}()
 	}
+}
+
+// judgeSafely is judge; a panic, over a certificate of the peer's making for example, ends the connection alone.
+func (s *Server) judgeSafely(ctx context.Context, c net.Conn, turn *waiter) (a *admitted) {
+	defer func() {
+		if v := recover(); v != nil {
+			_ = c.Close()
+			s.defect(v)
+			a = nil
+		}
+	}()
+	return s.judge(ctx, c, turn)
 }
 
 // judge makes c an admitted connection, or closes it and returns nil.

@@ -2,6 +2,8 @@ package wire_test
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -70,4 +72,85 @@ func (a asking) Done() <-chan struct{} {
 		close(a.waits)
 	}
 	return a.Context.Done()
+}
+
+// A defect that shows only where the client works in goroutines of its own comes to who has made the call, and does not
+// end the process.
+func TestDefectsComeToTheCaller(t *testing.T) {
+	call := func(c *wire.Client, body io.Reader) (defect any) {
+		defer func() { defect = recover() }()
+		_, err := c.RoundTrip(t.Context(), &wire.Request{Method: "POST", Target: "/", Host: "a", Body: body, Length: -1})
+		t.Errorf("no panic; %v", err)
+		return nil
+	}
+	t.Run("in a body", func(t *testing.T) {
+		s := script(t, func(c net.Conn, _, _ int) bool { _, _ = io.Copy(io.Discard, c); return false })
+		if got := call(s.client(t, wire.ClientOptions{}), breaking{}); got == nil {
+			t.Error("nothing came")
+		}
+	})
+	t.Run("in Dial", func(t *testing.T) {
+		c := wire.NewClient(wire.ClientOptions{MaxConns: 1, Dial: func(context.Context) (net.Conn, error) { panic("odd certificate") }})
+		for range 2 { // the place for a connection is given back
+			if got := call(c, strings.NewReader("x")); got == nil {
+				t.Error("nothing came")
+			}
+		}
+	})
+}
+
+type breaking struct{}
+
+func (breaking) Read([]byte) (int, error) { panic("odd body") }
+
+// So it is while a connection is admitted.
+func TestDefectInAcceptEndsOneConnection(t *testing.T) {
+	defects := make(chan struct{}, 10)
+	odd := true
+	addr := serve(t, &wire.Server{
+		Accept: func(context.Context, net.Conn, *tls.ConnectionState) (any, error) {
+			if odd {
+				odd = false
+				panic("odd certificate")
+			}
+			return "peer", nil
+		},
+		Handle: func(x *wire.Exchange) { _, _ = x.Commit(&wire.Response{Status: 204}) },
+		Defect: func([]byte) { defects <- struct{}{} },
+	})
+	const request = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+	if got := raw(t, addr, request); got != "" {
+		t.Errorf("answered: %q", got)
+	}
+	<-defects
+	if got := raw(t, addr, request); !strings.HasPrefix(got, "HTTP/1.1 204 ") {
+		t.Errorf("the next one: %q", got)
+	}
+}
+
+// And while frames of HTTP/2 are read, which happens in a goroutine of net/http's.
+func TestDefectInFramesEndsOneConnection(t *testing.T) {
+	defects := make(chan struct{}, 10)
+	addr := serve(t, &wire.Server{
+		TLS:    secure(t, "h2"),
+		Handle: func(x *wire.Exchange) { _, _ = x.Commit(&wire.Response{Status: 204}) },
+		Refuse: func(any, string, int) *wire.Response { panic("odd frame") },
+		Defect: func([]byte) { defects <- struct{}{} },
+	})
+	c, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
+	if _, err := io.WriteString(c, "this is no preface of HTTP/2"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
+			t.Error("the connection stays")
+		}
+	}
+	<-defects
 }

@@ -145,6 +145,7 @@ func (c *Client) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 		k, err := c.take(ctx, fresh)
 		if err != nil {
 			f.free()
+			rethrow(err)
 			return nil, err
 		}
 		x := &reply{ctx: ctx, conn: k, f: f}
@@ -155,6 +156,7 @@ func (c *Client) RoundTrip(ctx context.Context, r *Request) (*Response, error) {
 		// has begun. That a kept connection has died says nothing about the next one.
 		if fresh || !k.used || !again || x.began || !died(err) || ctx.Err() != nil {
 			f.free()
+			rethrow(err)
 			return nil, err
 		}
 	}

@@ -99,6 +99,11 @@ func (c *Client) dial(ctx context.Context) (*conn, error) {
 	epoch := c.epoch
 	c.mu.Unlock()
 	go func() {
+		defer func() {
+			if v := recover(); v != nil {
+				done <- dialled{nil, caught(v)}
+			}
+		}()
 		raw, err := c.Dial(ctx)
 		if err != nil {
 			done <- dialled{nil, err}

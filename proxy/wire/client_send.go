@@ -107,10 +107,8 @@ type upload struct {
 // run sends the body. A body that fails ends the connection, so that the other end does not take it for whole.
 func (u *upload) run(written func()) {
 	defer close(u.done)
-	p := pieces.Get().(*piece)
-	defer pieces.Put(p)
 	u.conn.bulk.gather()
-	err := u.send(p[:])
+	err := u.send()
 	if late := u.conn.bulk.release(); err == nil {
 		err = late
 	}
@@ -127,7 +125,17 @@ func (u *upload) run(written func()) {
 // room is kept before a piece for the size of a chunk, and behind it for its end and the body's.
 const room = 24 // of pieceRoom
 
-func (u *upload) send(p []byte) error {
+// send sends piece by piece. A body that panics is one that did not come whole.
+func (u *upload) send() (err error) {
+	all := pieces.Get().(*piece)
+	defer func() {
+		if v := recover(); v != nil { // who knows who still has the piece
+			err = fmt.Errorf("%w: %w", ErrRequestBody, caught(v))
+			return
+		}
+		pieces.Put(all)
+	}()
+	p := all[:]
 	for {
 		n, err := u.fill(p[room : room+pieceSize])
 		if err != nil {

@@ -47,6 +47,7 @@ func (s *Server) serveH2(ctx context.Context, a *admitted) {
 			_ = r.Body.Close()
 		}
 	})
+	f.defect = s.defect
 	var only http.Protocols
 	// For the engine the connection is in plain text: frames stands between it and TLS.
 	only.SetUnencryptedHTTP2(true)

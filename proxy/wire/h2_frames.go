@@ -63,6 +63,7 @@ type frames struct {
 	headBytes   int
 	headTimeout time.Duration
 	report      func(status int)
+	defect      func(v any) // learns of a panic; nil: nobody does
 	closed      chan struct{}
 	once        sync.Once
 	streams     atomic.Int64 // opened so far
@@ -108,7 +109,16 @@ func newFrames(c net.Conn, headBytes int, headTimeout time.Duration, report func
 }
 
 // Read gives the engine what it may have.
-func (f *frames) Read(p []byte) (int, error) {
+func (f *frames) Read(p []byte) (n int, err error) {
+	if f.defect != nil { // the engine reads in a goroutine where nobody would catch it
+		defer func() {
+			if v := recover(); v != nil {
+				f.over, f.out = true, nil
+				f.defect(v)
+				n, err = 0, caught(v)
+			}
+		}()
+	}
 	for len(f.out) == 0 {
 		if f.over {
 			return 0, f.drain()
@@ -134,7 +144,7 @@ func (f *frames) Read(p []byte) (int, error) {
 			f.fail(verdict)
 		}
 	}
-	n := copy(p, f.out)
+	n = copy(p, f.out)
 	f.out = f.out[n:]
 	return n, nil
 }

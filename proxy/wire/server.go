@@ -32,7 +32,8 @@ type Server struct {
 	Handle func(*Exchange)
 	// Refuse gives the answer for bytes that are not acceptable HTTP; status is the engine's verdict.
 	Refuse func(conn any, remote string, status int) *Response
-	// Defect learns that Handle has panicked. The value is not passed on: it could hold request data.
+	// Defect learns that Handle, or whatever else serves a connection, has panicked; the connection ends. The value is
+	// not passed on: it could hold request data.
 	Defect func(stack []byte)
 
 	// HandshakeTimeout bounds TLS and Accept together; 0 stands for 10 s.
@@ -107,9 +108,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 func (s *Server) serve(a *admitted) {
 	defer a.end()
 	defer func() {
-		if recover() != nil {
+		if v := recover(); v != nil {
 			a.aborted = true
-			s.defect()
+			s.defect(v)
 		}
 	}()
 	if a.protocol == "h2" {
@@ -127,9 +128,9 @@ func (s *Server) serve(a *admitted) {
 // handle runs Handle, and reports whether it has panicked.
 func (s *Server) handle(x *Exchange) (ok bool) {
 	defer func() {
-		if recover() != nil {
+		if v := recover(); v != nil {
 			x.Abort()
-			s.defect()
+			s.defect(v)
 			ok = false
 		}
 	}()
@@ -137,10 +138,16 @@ func (s *Server) handle(x *Exchange) (ok bool) {
 	return true
 }
 
-func (s *Server) defect() {
-	if s.Defect != nil {
-		s.Defect(debug.Stack())
+// defect tells where a panic with value v has come from.
+func (s *Server) defect(v any) {
+	if s.Defect == nil {
+		return
 	}
+	if e, ok := v.(*elsewhere); ok {
+		s.Defect(e.stack)
+		return
+	}
+	s.Defect(debug.Stack())
 }
 
 // How long after an exchange's end its reads fail, and its writes: time to notice the end otherwise, and to say so.
