@@ -274,7 +274,7 @@ func (a *admitted) exchange() (goesOn bool) {
 	if a.r == a.w && c.body.ended.Load() {
 		a.release() // the exchange may last
 	}
-	a.since.Store(a.server.watched(a))
+	a.server.watched(a)
 	ok = a.server.handle(&c.Exchange)
 	a.since.Store(0)
 	c.done = true

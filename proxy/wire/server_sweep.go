@@ -22,16 +22,13 @@ type sweeper struct {
 	sweeping atomic.Bool
 }
 
-// watched begins an exchange: from the tick after next on, its connection is looked at.
-func (s *Server) watched(a *admitted) (since uint64) {
-	since = s.now.Load() + 1
-	if a.hungUp == nil {
-		return since
-	}
-	if !s.sweeping.Load() && s.sweeping.CompareAndSwap(false, true) {
+// watched begins an exchange: from the tick after next on, its connection is looked at. A sweeper that is about to stop
+// looks for exchanges once more after it has said so: that this is one must be seen by then.
+func (s *Server) watched(a *admitted) {
+	a.since.Store(s.now.Load() + 1)
+	if a.hungUp != nil && !s.sweeping.Load() && s.sweeping.CompareAndSwap(false, true) {
 		go s.sweep()
 	}
-	return since
 }
 
 // sweep looks until there are no exchanges.
