@@ -37,6 +37,7 @@ type admitted struct {
 	since   atomic.Uint64 // the sweeper's time when the exchange under way began; 0: there is none
 	begun   bool          // a request has been read
 	aborted bool          // the connection ends without leave-taking
+	openEnd bool          // an answer is under way whose end is the connection's
 
 	// What has been received and not used yet is buf[r:w]. buf is nil, or the desk's, or larger where a head is.
 	desk *desk
@@ -101,6 +102,15 @@ func (a *admitted) end() {
 func (a *admitted) sever() {
 	_ = a.base.Close()
 	a.cancel()
+}
+
+// resets says that from now on, or no more, an answer is under way whose end is the connection's. Whatever cuts it must
+// not look like that end: in plain text only a reset does not.
+func (a *admitted) resets(yes bool) {
+	if a.openEnd != yes {
+		a.openEnd = yes
+		a.out.endsByReset(yes)
+	}
 }
 
 // await waits for a request's first byte. Reports false when the connection has ended instead, or its time has.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -153,4 +154,44 @@ func TestDefectInFramesEndsOneConnection(t *testing.T) {
 		}
 	}
 	<-defects
+}
+
+// HTTP/1.0 knows a body's end by the connection's. One that was cut must not end in the same way.
+func TestCutAnswerIsNotWholeInHTTP10(t *testing.T) {
+	addr := serve(t, &wire.Server{
+		Accept: func(_ context.Context, c net.Conn, _ *tls.ConnectionState) (any, error) { return c, nil },
+		Handle: func(x *wire.Exchange) {
+			rest := &ending{func() error { return io.EOF }}
+			switch x.Request.Target {
+			case "/broken":
+				rest.end = func() error { return errors.New("upstream gone") }
+			case "/cut":
+				rest.end = func() error { _ = x.Conn.(net.Conn).Close(); return io.EOF }
+			}
+			_, _ = x.Commit(&wire.Response{Status: 200, Body: io.NopCloser(io.MultiReader(strings.NewReader("half"), rest)), Length: -1})
+		},
+	})
+	for target, whole := range map[string]bool{"/whole": true, "/broken": false, "/cut": false} {
+		t.Run(target, func(t *testing.T) { testCut(t, addr, target, whole) })
+	}
+}
+
+type ending struct{ end func() error }
+
+func (e *ending) Read([]byte) (int, error) { return 0, e.end() }
+
+func testCut(t *testing.T, addr, target string, whole bool) {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if _, err := io.WriteString(c, "GET "+target+" HTTP/1.0\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
+	got, err := io.ReadAll(c)
+	if (err == nil) != whole || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("whole is %t: %q, %v", whole, got, err)
+	}
 }

@@ -79,5 +79,24 @@ func (o *outlet) endAt(t time.Time) {
 	o.end = t
 }
 
+// endsByReset says whether the connection's end, whoever brings it about, is a reset. Only TCP knows that.
+func (o *outlet) endsByReset(yes bool) {
+	seconds := -1 // the system's own way
+	if yes {
+		seconds = 0
+	}
+	for c := o.Conn; ; {
+		if l, ok := c.(interface{ SetLinger(int) error }); ok {
+			_ = l.SetLinger(seconds)
+			return
+		}
+		over, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return
+		}
+		c = over.NetConn()
+	}
+}
+
 // NetConn is the connection that is written on.
 func (o *outlet) NetConn() net.Conn { return o.Conn }

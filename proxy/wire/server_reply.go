@@ -52,6 +52,9 @@ func (a *admitted) send(r *Response, to asked) (int64, error) {
 		return 0, w.flush()
 	}
 	n, err := w.stream(r.Body)
+	if err == nil {
+		a.resets(false)
+	}
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
@@ -99,6 +102,7 @@ func (w *writer) head(r *Response, to asked, length int64, bare bool) (err error
 	case bare:
 	case to.minor == 0: // RFC 9112 §6.1: HTTP/1.0 knows no chunks; the body ends with the connection
 		r.Close = true
+		w.a.resets(true)
 	default:
 		w.chunked = true
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
