@@ -210,11 +210,14 @@ func (p *Pool) Close() {
 // connect opens one connection: to the first address that answers, authenticated both ways, and only while both
 // SVIDs outlive the longest exchange that may start on it. It is cut when the first of them ends.
 func (p *Pool) connect(ctx context.Context, e *pooled, svid *x509svid.SVID, s *Service) (net.Conn, error) {
-	last := errConnect
+	last, begun := errConnect, time.Now()
 	for _, address := range s.Addresses {
 		conn, err := p.connectTo(ctx, address, e, svid, s)
 		if err == nil {
 			return conn, nil
+		}
+		if ctx.Err() != nil && time.Since(begun) < connectTime {
+			return nil, Refuse(CauseUpstreamTimeout, "%s: there was no time left to connect: %w", s.Name, err)
 		}
 		last = fmt.Errorf("%w: %w", errConnect, err)
 	}

@@ -15,10 +15,11 @@ func TestBreaker(t *testing.T) {
 	now := time.Now()
 	b := &breaker{}
 	call := func(v verdict) error {
-		if err := b.enter(now, "fhir"); err != nil {
+		n, err := b.enter(now, "fhir")
+		if err != nil {
 			return err
 		}
-		b.leave(now, v, errors.New("refused"))
+		b.leave(now, n, v, errors.New("refused"))
 		return nil
 	}
 	for range breakAfter - 1 {
@@ -37,14 +38,15 @@ func TestBreaker(t *testing.T) {
 	}
 	for wait := breakFirst; wait < 2*breakMost; wait *= 2 {
 		now = now.Add(min(wait, breakMost))
-		if err := b.enter(now, "fhir"); err != nil {
+		n, err := b.enter(now, "fhir")
+		if err != nil {
 			t.Fatalf("after %s nobody may try: %v", wait, err)
 		}
-		if err := b.enter(now, "fhir"); err == nil {
+		if _, err := b.enter(now, "fhir"); err == nil {
 			t.Fatal("two may try")
 		}
-		b.leave(now, fails, errors.New("refused"))
-		if err := b.enter(now.Add(min(2*wait, breakMost)/2-1), "fhir"); err == nil {
+		b.leave(now, n, fails, errors.New("refused"))
+		if _, err := b.enter(now.Add(min(2*wait, breakMost)/2-1), "fhir"); err == nil {
 			t.Fatalf("after %s more the next may try", wait)
 		}
 	}
@@ -58,6 +60,64 @@ func TestBreaker(t *testing.T) {
 	for range 3 {
 		if err := call(works); err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// Calls that were under way when a destination went down fail together: they open the breaker for as long as five would.
+func TestBreakerCountsWhatFailsTogetherOnce(t *testing.T) {
+	now := time.Now()
+	b := &breaker{}
+	for range 100 {
+		if _, err := b.enter(now, "fhir"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 100 {
+		b.leave(now, 0, fails, errors.New("reset"))
+	}
+	if _, err := b.enter(now.Add(breakFirst/2-1), "fhir"); err == nil {
+		t.Error("a hundred failures do not open it")
+	}
+	if _, err := b.enter(now.Add(breakFirst), "fhir"); err != nil {
+		t.Errorf("after %s nobody may try: %v", breakFirst, err)
+	}
+}
+
+// A call that is let through and does not come back, for its caller sends slowly, keeps the others out for a moment only;
+// what becomes of it then changes nothing any more, unless it shows that the destination works.
+func TestBreakerWaitsForNoSlowCall(t *testing.T) {
+	now := time.Now()
+	b := &breaker{}
+	for range breakAfter {
+		b.leave(now, 0, fails, errors.New("reset"))
+	}
+	now = now.Add(breakFirst)
+	slow, err := b.enter(now, "fhir")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.enter(now.Add(tryTime-1), "fhir"); err == nil {
+		t.Fatal("the next does not wait for the first")
+	}
+	now = now.Add(tryTime)
+	next, err := b.enter(now, "fhir")
+	if err != nil {
+		t.Fatalf("the next waits for the first without end: %v", err)
+	}
+	b.leave(now, slow, nothing, nil)
+	b.leave(now, slow, fails, errors.New("reset"))
+	if _, err := b.enter(now, "fhir"); err == nil {
+		t.Fatal("the first one's end lets two try")
+	}
+	b.leave(now, next, nothing, nil)
+	if _, err := b.enter(now, "fhir"); err != nil {
+		t.Fatalf("the next one's end lets nobody try: %v", err)
+	}
+	b.leave(now, slow, works, nil)
+	for range 3 {
+		if _, err := b.enter(now, "fhir"); err != nil {
+			t.Fatalf("it works: %v", err)
 		}
 	}
 }
@@ -82,6 +142,8 @@ func TestJudge(t *testing.T) {
 		"a request that is none":      {open, wire.ErrRequest, nothing},
 		"no reply to who has gone":    {gone, reply, nothing},
 		"a turn that has not come up": {late, context.DeadlineExceeded, nothing},
+		"no reply to half a request":  {open, fmt.Errorf("%w: %w", wire.ErrUnfinished, reply), nothing},
+		"no time left to connect":     {late, Refuse(CauseUpstreamTimeout, "%w", context.DeadlineExceeded), nothing},
 	} {
 		if got := judge(c.ctx, c.err); got != c.want {
 			t.Errorf("%s: %d, want %d", name, got, c.want)

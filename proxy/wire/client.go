@@ -22,6 +22,10 @@ type ClientOptions struct {
 	MaxIdle int
 	// MaxConns bounds the connections that are open, in use or kept; 0 stands for 1024. A request beyond them waits.
 	MaxConns int
+	// MaxDials bounds those that are being opened at a time; 0 stands for 16. A request beyond them waits, and takes one
+	// that is free by then: many that begin at once neither load the other end with a handshake for each, nor take more
+	// than their share of those that it has under way.
+	MaxDials int
 	// IdleTimeout bounds how long one is kept; 0 stands for 90 s.
 	IdleTimeout time.Duration
 	// MaxAge bounds for how long after it was made one is given a new request, less a tenth at random so that what was
@@ -47,6 +51,7 @@ type Client struct {
 	mu      sync.Mutex
 	idle    []*conn // the one used last is at the end, and is the next to be used
 	open    int
+	opening int // of those, how many are not open yet
 	waiting []chan *conn
 	epoch   int // how often CloseIdle was called
 	sweeper *time.Timer
@@ -60,6 +65,9 @@ func NewClient(o ClientOptions) *Client {
 	}
 	if o.MaxConns == 0 {
 		o.MaxConns = 1024
+	}
+	if o.MaxDials == 0 {
+		o.MaxDials = 16
 	}
 	if o.IdleTimeout == 0 {
 		o.IdleTimeout = 90 * time.Second
@@ -106,6 +114,9 @@ func HopByHop(name string) bool {
 
 // ErrNoReply: the other end has given no acceptable reply.
 var ErrNoReply = errors.New("wire: no acceptable reply")
+
+// ErrUnfinished: the other end has ended the connection without a reply, and it had not been sent the whole request.
+var ErrUnfinished = errors.New("wire: no reply to a request that was not sent whole")
 
 // ErrRequest: the request cannot be written as HTTP/1.1, and nothing was sent.
 var ErrRequest = errors.New("wire: the request cannot be written")

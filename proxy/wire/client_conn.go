@@ -72,6 +72,9 @@ func (x *reply) exchange(r *Request, left int64) error {
 	x.f.head.Reset()
 	x.f.r, x.f.w = 0, 0
 	if _, err := k.Write(x.f.out); err != nil {
+		if left != 0 {
+			err = fmt.Errorf("%w: %w", ErrUnfinished, err)
+		}
 		return x.fail(fmt.Errorf("%w: %w", ErrNoReply, err))
 	}
 	if left != 0 {

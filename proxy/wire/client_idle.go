@@ -58,8 +58,9 @@ func (c *Client) pop() *conn {
 // slot waits until one more connection may be opened, or until one that is open is free, and gives that.
 func (c *Client) slot(ctx context.Context) (*conn, error) {
 	c.mu.Lock()
-	if c.open < c.MaxConns {
+	if c.room() {
 		c.open++
+		c.opening++
 		c.mu.Unlock()
 		return nil, nil
 	}
@@ -81,7 +82,7 @@ func (c *Client) slot(ctx context.Context) (*conn, error) {
 		if k := <-turn; k != nil {
 			c.put(k)
 		} else {
-			c.leave()
+			c.dialled(false)
 		}
 	}
 	return nil, ctx.Err()
@@ -112,9 +113,7 @@ func (c *Client) dial(ctx context.Context) (*conn, error) {
 		done <- dialled{newConn(c, raw, epoch, time.Now().Add(jitter(c.MaxAge))), nil}
 	}()
 	d := <-done
-	if d.err != nil {
-		c.leave()
-	}
+	c.dialled(d.err == nil)
 	return d.k, d.err
 }
 
@@ -188,13 +187,33 @@ func (c *Client) sweep() {
 func (c *Client) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.waiting) > 0 {
+	c.open--
+	c.next()
+}
+
+// dialled says that a connection is open now, or that it will not be.
+func (c *Client) dialled(open bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.opening--
+	if !open {
+		c.open--
+	}
+	c.next()
+}
+
+// room reports whether one more connection may be opened. The lock is held, as it is for next.
+func (c *Client) room() bool { return c.open < c.MaxConns && c.opening < c.MaxDials }
+
+// next lets those who wait open connections, as far as they may.
+func (c *Client) next() {
+	for len(c.waiting) > 0 && c.room() {
 		turn := c.waiting[0]
 		c.waiting = slices.Delete(c.waiting, 0, 1)
+		c.open++
+		c.opening++
 		turn <- nil
-		return
 	}
-	c.open--
 }
 
 // CloseIdle closes the connections that no exchange is using, and has those in use closed once their exchange is over.

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"time"
@@ -159,6 +160,8 @@ func (x *reply) fail(err error) error {
 	if x.up != nil {
 		if own := x.up.failed(); own != nil {
 			err = own
+		} else if !x.began && x.up.unfinished() {
+			err = fmt.Errorf("%w: %w", ErrUnfinished, err)
 		}
 		x.up.stop()
 	}
