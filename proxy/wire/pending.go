@@ -5,11 +5,14 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 )
 
-// pending are the connections that are being admitted. Where there are too many, one of those gives way whose source has
-// the most, and of that source the one that has taken longest: peers that mean to speak are through in milliseconds,
-// and whoever opens connections in silence only drives out its own.
+// pending are the connections that are being admitted. Where there are too many, one gives way. Peers that mean to speak
+// are through in milliseconds. A source that has more than half of the places is a flood, and drives out the one of its own
+// that has taken longest. Else the one that has taken longest of all goes if it has had its time: attackers that stall from
+// many sources must not drive out a ward that calls for many workloads from one. Where all have just come, it is one of
+// the source that has the most.
 type pending struct {
 	max int
 
@@ -19,11 +22,15 @@ type pending struct {
 	sources map[netip.Prefix]*list.List // of *waiter, the oldest first; none is empty
 }
 
+// stalls is after what time an unfinished handshake is taken to stall, should its place be needed.
+const stalls = time.Second
+
 // waiter is a connection that is being admitted.
 type waiter struct {
 	of      *pending
 	giveWay func()
 	number  uint64
+	since   time.Time
 	source  netip.Prefix
 	place   *list.Element // nil once it has been judged or has given way
 }
@@ -33,10 +40,10 @@ func (p *pending) add(source netip.Prefix, giveWay func()) *waiter {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.came++
-	w := &waiter{of: p, giveWay: giveWay, number: p.came}
+	w := &waiter{of: p, giveWay: giveWay, number: p.came, since: time.Now()}
 	p.put(w, source)
 	if p.n > p.max {
-		out := p.most()
+		out := p.worst(w.since)
 		p.take(out)
 		out.giveWay()
 	}
@@ -87,18 +94,24 @@ func (p *pending) take(w *waiter) {
 	p.n--
 }
 
-// most is the oldest of the source that has the most; among such sources the oldest. There are max sources at the most,
-// and looking at each costs less than the handshake that is about to begin.
-func (p *pending) most() *waiter {
-	var out *waiter
+// worst is who gives way. There are max sources at the most, and looking at each costs less than the handshake that is
+// about to begin.
+func (p *pending) worst(now time.Time) *waiter {
+	var most, oldest *waiter
 	size := 0
 	for _, l := range p.sources {
 		first := l.Front().Value.(*waiter)
-		if l.Len() > size || l.Len() == size && first.number < out.number {
-			out, size = first, l.Len()
+		if l.Len() > size || l.Len() == size && first.number < most.number {
+			most, size = first, l.Len()
+		}
+		if oldest == nil || first.number < oldest.number {
+			oldest = first
 		}
 	}
-	return out
+	if size <= p.max/2 && now.Sub(oldest.since) >= stalls {
+		return oldest
+	}
+	return most
 }
 
 // host is the address of a peer, IPv4 as such; not valid for a peer that has none.
