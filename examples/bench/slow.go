@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,7 +16,7 @@ import (
 // one user, may have open.
 const attackers = 10
 
-// slowEach is how many slow connections of each kind there are, in all. Of stalled handshakes there are fewer than a ward
+// slowEach is how many slow connections of each kind are kept open, in all 10,000. Of stalled handshakes there are fewer than a ward
 // lets wait at a time (1,024): beyond that it cuts the oldest, and this would be a flood of new connections instead.
 func slowEach() map[string]int {
 	return map[string]int{
@@ -34,9 +36,12 @@ func (b *bench) slow(ctx context.Context) ([]finding, error) {
 	rate := max(b.o.rate/5, 1)
 	honest := errand{Do: "rate", Address: c.front, Request: request("/Patient/example", b.staff), Conns: 16, Rate: rate, For: 4 * b.o.duration, Sources: 64}
 	b.say("  an honest application alone")
-	idle, _, err := b.under(ctx, honest, c.processes()...)
+	idle, idleShares, err := b.besetBy(ctx, honest, c)
 	if err != nil {
 		return nil, err
+	}
+	if idle.Failed > 0 {
+		return nil, fmt.Errorf("%d calls failed with nobody else there: %s", idle.Failed, idle.Why)
 	}
 	client, server, err := held(ctx, c)
 	if err != nil {
@@ -76,8 +81,15 @@ func (b *bench) slow(ctx context.Context) ([]finding, error) {
 		}
 	}
 	honest.For = max(time.Minute, 4*b.o.duration)
-	beset, _, attacked := b.under(ctx, honest, c.processes()...)
-	var opened, open int64
+	clientUnder, serverUnder, err := holds(c)
+	if err != nil {
+		return nil, err
+	}
+	beset, shares, err := b.besetBy(ctx, honest, c)
+	if err != nil {
+		return nil, err
+	}
+	var opened, refused, open int64
 	for _, g := range all {
 		if err := g.goAhead(); err != nil {
 			return nil, err
@@ -86,10 +98,10 @@ func (b *bench) slow(ctx context.Context) ([]finding, error) {
 		if err != nil {
 			return nil, err
 		}
-		opened, open = opened+t.Calls, open+t.Bytes
+		opened, refused, open = opened+t.Calls, refused+t.Again, open+t.Bytes
 	}
-	if attacked != nil {
-		return nil, attacked
+	if beset.Failed > 0 {
+		b.say("  %d honest calls failed, the first by: %s", beset.Failed, beset.Why)
 	}
 	b.say("  at rest again")
 	clientAfter, serverAfter, err := held(ctx, c)
@@ -99,15 +111,66 @@ func (b *bench) slow(ctx context.Context) ([]finding, error) {
 	p := func(t tally, share float64) float64 { return quantile(t.Delays, share).Seconds() * 1e6 }
 	return []finding{
 		{metric: "slow_connections", value: float64(open)},
-		{metric: "slow_opened", value: float64(opened)},
+		{metric: "slow_opened", value: float64(opened)}, {metric: "slow_answered", value: float64(refused)},
 		{metric: "slow_idle_p50", unit: "µs", value: p(idle, .5)}, {metric: "slow_idle_p99", unit: "µs", value: p(idle, .99)},
 		{metric: "slow_p50", unit: "µs", value: p(beset, .5)}, {metric: "slow_p99", unit: "µs", value: p(beset, .99)},
+		{metric: "slow_p50_by_idle", value: p(beset, .5) / p(idle, .5)},
 		{metric: "slow_p99_by_idle", value: p(beset, .99) / p(idle, .99), must: 2, judged: true},
+		{metric: "slow_failed", value: float64(beset.Failed), judged: true},
+		{metric: "slow_client_cpu", unit: "%", value: shares[0]}, {metric: "slow_client_cpu_idle", unit: "%", value: idleShares[0]},
+		{metric: "slow_server_cpu", unit: "%", value: shares[1]}, {metric: "slow_server_cpu_idle", unit: "%", value: idleShares[1]},
+		{metric: "slow_agent_cpu", unit: "%", value: shares[2]}, {metric: "slow_agent_cpu_idle", unit: "%", value: idleShares[2]},
 		{metric: "slow_plain_kb", unit: "KiB", value: each, must: 16, judged: true},
-		{metric: "slow_client_idle", unit: "MiB", value: client / 1024}, {metric: "slow_client_after", unit: "MiB", value: clientAfter / 1024},
-		{metric: "slow_server_idle", unit: "MiB", value: server / 1024}, {metric: "slow_server_after", unit: "MiB", value: serverAfter / 1024},
+		{metric: "slow_client_idle", unit: "MiB", value: client / 1024}, {metric: "slow_client_beset", unit: "MiB", value: clientUnder / 1024},
+		{metric: "slow_client_after", unit: "MiB", value: clientAfter / 1024},
+		{metric: "slow_server_idle", unit: "MiB", value: server / 1024}, {metric: "slow_server_beset", unit: "MiB", value: serverUnder / 1024},
+		{metric: "slow_server_after", unit: "MiB", value: serverAfter / 1024},
 		{metric: "slow_memory_by_idle", value: (clientAfter + serverAfter) / (client + server), must: 1.25, judged: true},
 	}, nil
+}
+
+// besetBy does the honest errand, of which calls may fail, and says how much of one processor client hop, server hop and
+// agent took meanwhile, in per cent.
+func (b *bench) besetBy(ctx context.Context, e errand, c *chain) (t tally, shares [3]float64, err error) {
+	g, err := b.generate(ctx, e, uidLoad)
+	if err != nil {
+		return t, shares, err
+	}
+	defer g.stop()
+	spent := func(sign float64) error {
+		for i, p := range c.processes() {
+			d, err := cpu(p)
+			if err != nil {
+				return err
+			}
+			shares[i] += sign * d.Seconds()
+		}
+		return nil
+	}
+	start := time.Now()
+	if err := errors.Join(spent(-1), g.goAhead()); err != nil {
+		return t, shares, err
+	}
+	if t, err = g.hears(); err != nil {
+		return t, shares, err
+	}
+	err = spent(1)
+	for i := range shares {
+		shares[i] *= 100 / time.Since(start).Seconds()
+	}
+	if err == nil && len(t.Delays) == 0 {
+		err = fmt.Errorf("no call came to its end: %s", t.Why)
+	}
+	return t, shares, err
+}
+
+// holds is what both hops hold at this moment, in KiB.
+func holds(c *chain) (client, server float64, err error) {
+	if client, err = c.client.memory(); err != nil {
+		return 0, 0, err
+	}
+	server, err = c.server.memory()
+	return client, server, err
 }
 
 // held is what both hops hold when they have come to rest, in KiB.
@@ -153,8 +216,11 @@ func (b *bench) halfRead(ctx context.Context, c *chain) (float64, error) {
 }
 
 // slow holds slow connections, each in the place of one that was cut, until it is told to end. It says when as many as
-// are wanted have been open at once, or half a minute has passed, and in the end how many it has opened (Calls) and
-// how many were open on average (Bytes).
+// are wanted have been open at once, or half a minute has passed, and in the end how many it has opened (Calls), how
+// many of them were answered (Again) and how many were open on average (Bytes).
+//
+// It is no flood: connections come one after another, and whoever has been answered, or could not connect, stays away
+// for some seconds. There are more of them than may be open at once, so that others are there meanwhile.
 func (l *load) slow(ctx context.Context, begin func() error) (t tally, err error) {
 	if err := begin(); err != nil {
 		return t, err
@@ -166,14 +232,19 @@ func (l *load) slow(ctx context.Context, begin func() error) (t tally, err error
 	wanted := 0
 	for kind, n := range l.Slow {
 		wanted += n
-		for range n {
+		places := make(chan struct{}, n)
+		for range n + n/2 {
 			all.Go(func() {
+				rest(ctx, 0, gather)
 				for ctx.Err() == nil {
-					l.dawdle(ctx, kind, &open, &opened)
 					select {
+					case places <- struct{}{}:
 					case <-ctx.Done():
-					case <-time.After(200 * time.Millisecond):
+						return
 					}
+					l.dawdle(ctx, kind, &open, &opened)
+					<-places
+					rest(ctx, time.Second, 5*time.Second)
 				}
 			})
 		}
@@ -196,7 +267,19 @@ func (l *load) slow(ctx context.Context, begin func() error) (t tally, err error
 	all.Wait()
 	l.calls.Store(opened.Load())
 	l.bytes.Store(sum / n)
+	t.Again = l.again.Load()
 	return t, err
+}
+
+// gather is within what time slow connections are opened at first.
+const gather = 10 * time.Second
+
+// rest waits for a time between least and most.
+func rest(ctx context.Context, least, most time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(least + rand.N(most-least)):
+	}
 }
 
 // dawdle holds one slow connection until it is cut.
@@ -240,8 +323,11 @@ func (l *load) dawdle(ctx context.Context, kind string, open, opened *atomic.Int
 			go trickle(ctx, func() error { _, err := c.Write([]byte("x")); return err })
 		}
 	}
-	if err == nil {
-		_, _ = io.Copy(io.Discard, c) // until it is cut
+	if err != nil {
+		return
+	}
+	if n, _ := io.Copy(io.Discard, c); n > 0 { // until it is cut
+		l.again.Add(1)
 	}
 }
 
