@@ -33,7 +33,8 @@ type Caller interface {
 	Changed() <-chan struct{}
 	// Err is nil while the process lives, is the same program and is still entitled to its identity.
 	Err() error
-	// Ended is closed when the identity has ended for good, and Err says why.
+	// Ended is closed when the identity has ended for good, and Err says why. Callers of one ID with one Ended are the
+	// same process, to which its identity is lent once.
 	Ended() <-chan struct{}
 	Close() error
 }

@@ -22,10 +22,13 @@ type EgressOptions struct {
 
 // Egress takes local applications' plain calls and carries each, as the application itself, to the service's
 // ingress ward.
-type Egress struct{ EgressOptions }
+type Egress struct {
+	EgressOptions
+	followed followed
+}
 
 // NewEgress makes the egress of this host.
-func NewEgress(o EgressOptions) *Egress { return &Egress{o} }
+func NewEgress(o EgressOptions) *Egress { return &Egress{EgressOptions: o} }
 
 // Serve is the journey of a local call that leaves: it mirrors Ingress.Serve. The caller is known before a byte was
 // read (the listener saw to that), and is checked again now that there is a request; the name only routes, the

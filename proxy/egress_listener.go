@@ -15,10 +15,10 @@ var ErrCrowded = errors.New("too many connections")
 // Local is what the listener knows of a local connection before a byte is read from it.
 type Local struct {
 	caller  Caller
-	service *Service // on a service's own socket
-	process string   // which process it is, for the trail
-	refused error    // why it has no identity; each of its requests gets this answer
-	closed  chan struct{}
+	service *Service  // on a service's own socket
+	process string    // which process it is, for the trail
+	refused error     // why it has no identity; each of its requests gets this answer
+	rests   *follower // of its identity; nil where it has none
 }
 
 // Server is the listener's side of the journey. On a service's own socket, service is that service; on the shared
@@ -29,7 +29,7 @@ func (e *Egress) Server(service *Service) *wire.Server {
 			return e.accept(ctx, c, service)
 		},
 		Closed: func(conn any) {
-			close(conn.(*Local).closed)
+			e.unfollow(conn.(*Local))
 		},
 		Handle: e.Serve,
 		Refuse: func(conn any, remote string, status int) *wire.Response {
@@ -45,7 +45,7 @@ func (e *Egress) Server(service *Service) *wire.Server {
 // accept attests the process behind c. One that is known to have no identity may still speak, so that it can be told
 // why it gets nowhere; one that cannot be attested soundly is cut off, recorded.
 func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Local, error) {
-	l := &Local{service: service, closed: make(chan struct{})}
+	l := &Local{service: service}
 	caller, err := e.Callers.Caller(ctx, c)
 	var r *Refusal
 	var who *processError
@@ -58,7 +58,7 @@ func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Loc
 		if p, ok := caller.(interface{ Process() string }); ok {
 			l.process = p.Process()
 		}
-		go e.follow(c, l)
+		e.follow(c, l)
 		return l, nil
 	case errors.As(err, &r):
 		l.refused = r
@@ -69,42 +69,6 @@ func (e *Egress) accept(ctx context.Context, c net.Conn, service *Service) (*Loc
 	}
 	e.outside(l, c.RemoteAddr().String(), Refuse(CausePeerChanged, "%w", err))
 	return nil, err
-}
-
-// follow cuts the connection when its identity ends, whatever call is under way on it, and takes each new bundle to the
-// connections that were opened in this identity's name. Those that were opened with an SVID which has been renewed, or
-// whose process is gone, are let go. It gives the caller back when the connection has ended.
-func (e *Egress) follow(c net.Conn, l *Local) {
-	defer func() { _ = l.caller.Close() }()
-	id, serial := l.caller.ID(), ""
-	for {
-		changed := l.caller.Changed() // first: what changes from here on closes it
-		if bundle, err := l.caller.GetX509BundleForTrustDomain(id.TrustDomain()); err == nil {
-			e.Pool.Trust(id, bundle)
-		}
-		if svid, err := l.caller.GetX509SVID(); err == nil {
-			if now := svid.Certificates[0].SerialNumber.String(); now != serial {
-				if serial != "" {
-					e.Pool.Drop(id, serial)
-				}
-				serial = now
-			}
-		}
-		select {
-		case <-changed:
-			continue
-		case <-l.caller.Ended():
-			_ = c.Close()
-			e.Pool.Drop(id, serial)
-			<-l.closed
-		case <-l.closed:
-			// A process that exits closes its connections before it is seen to be gone.
-			if l.caller.Err() != nil {
-				e.Pool.Drop(id, serial)
-			}
-		}
-		return
-	}
 }
 
 // outside records a refusal that happened before there was a request, and gives the answer.

@@ -56,6 +56,8 @@ type bench struct {
 	peers   []*process                    // those behind the connections so far
 	procs   map[attest.Reference]*process // what references resolve to
 	fault   error                         // of resolving
+	stalled chan<- struct{}               // told when the next look at a reference is held up
+	goOn    <-chan struct{}               // until this is closed
 	opened  map[*process]int              // resolved and not yet closed
 	agent   *agent                        // nil while the agent is away
 }
@@ -206,6 +208,28 @@ func (h held) Close() error {
 }
 
 func (b *bench) resolve(_ context.Context, r attest.Reference) (workload.Process, error) {
+	p, err := b.look(r)
+	b.mu.Lock()
+	stalled, goOn := b.stalled, b.goOn
+	b.stalled, b.goOn = nil, nil
+	b.mu.Unlock()
+	if stalled != nil {
+		close(stalled)
+		<-goOn
+	}
+	return p, err
+}
+
+// stall holds up the next look at a reference, when it has been taken and before it is told.
+func (b *bench) stall() (looked <-chan struct{}, goOn chan<- struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	stalled, release := make(chan struct{}), make(chan struct{})
+	b.stalled, b.goOn = stalled, release
+	return stalled, release
+}
+
+func (b *bench) look(r attest.Reference) (workload.Process, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.fault != nil {

@@ -514,3 +514,66 @@ func BenchmarkRoundTrip(b *testing.B) {
 		l.Close()
 	}
 }
+
+// Connections that a process opens at once share an answer, but nobody is content with one to a question that was asked
+// before it came.
+func TestSharedAnswersAreNoOlderThanTheirQuestions(t *testing.T) {
+	b := serve(t, []*workload.Entry{portal()})
+	_, r := b.run(1)
+	c := b.client()
+	b.borrow(c, r)
+	looked, goOn := b.stall()
+	first := make(chan error, 1)
+	go func() {
+		_, err := c.Borrow(b.ctx(), r)
+		first <- err
+	}()
+	<-looked
+	b.again(r, newProcess("unix.uid", "1001"))
+	const many = 64
+	others := make(chan error, many)
+	for range many {
+		go func() {
+			_, err := c.Borrow(b.ctx(), r)
+			others <- err
+		}()
+	}
+	close(goOn)
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
+	for range many {
+		if err := <-others; !errors.Is(err, workload.ErrNoIdentity) {
+			t.Errorf("%v", err)
+		}
+	}
+	settled(t, c, broker.ClientStatus{})
+}
+
+// Whoever gives up waiting takes nobody else's answer along, and a question that nobody waits for is given up.
+func TestWaitingForASharedAnswerEnds(t *testing.T) {
+	b := serve(t, []*workload.Entry{portal()})
+	_, r := b.run(1)
+	c := b.client()
+	b.borrow(c, r)
+	looked, goOn := b.stall()
+	impatient, giveUp := context.WithCancel(b.ctx())
+	first, second := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := c.Borrow(impatient, r)
+		first <- err
+	}()
+	<-looked
+	go func() {
+		_, err := c.Borrow(b.ctx(), r)
+		second <- err
+	}()
+	giveUp()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if err := <-second; err != nil { // though the agent has not answered the first question yet
+		t.Error(err)
+	}
+	close(goOn)
+}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -27,6 +26,8 @@ type line struct {
 	users int
 	place *list.Element // among the idle
 	timer *time.Timer   // until it is dropped; set with place
+	asked *question     // the one that the agent is being asked
+	next  *question     // the one that it will be asked then
 
 	mu      sync.Mutex
 	id      spiffeid.ID
@@ -173,57 +174,6 @@ func (c *Client) lateness(last error) error {
 	}
 	r.Err = fmt.Errorf("%w: the agent gave no identity in time: %w", workload.ErrUnavailable, last)
 	return r
-}
-
-// confirm asks the agent about the reference as it is now: the events that would end the line may be on their way, and
-// a process that has just replaced its program must not begin as what it was.
-func (l *line) confirm(ctx context.Context) error {
-	var again retries
-	var last error
-	for {
-		var said spiffeid.ID
-		var still bool
-		err := l.c.subscribe(ctx, l.packed, func(m *spiffe.SubscribeToX509SVIDResponse) error {
-			got, err := l.c.identities.read(m, spiffeid.ID{})
-			if err != nil {
-				return err
-			}
-			said = got.svid.ID
-			still = slices.ContainsFunc(m.GetSvids(), func(s *spiffe.X509SVID) bool { return s.GetSpiffeId() == l.ID().String() })
-			return errEnough
-		})
-		var r *workload.Refusal
-		switch {
-		case errors.Is(err, errEnough):
-			if err := l.first(ctx); err != nil {
-				return err
-			}
-			switch id := l.ID(); {
-			case id == said:
-				return nil
-			case still: // it is another by default now; what began with this one keeps it
-				l.c.retire(l)
-			default:
-				l.finish(&workload.Refusal{Err: fmt.Errorf("%w: it is no longer %s", workload.ErrNoIdentity, id)})
-			}
-			return errStale
-		case errors.As(err, &r) && final(r):
-			l.finish(err)
-			return err
-		case ctx.Err() != nil:
-		default:
-			last = err
-		}
-		if ctx.Err() != nil || !again.pause(ctx) {
-			if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return ctx.Err()
-			}
-			return l.c.lateness(last)
-		}
-		if l.over() {
-			return l.Err()
-		}
-	}
 }
 
 // ID is the identity of the line, zero before the first answer.
