@@ -1,6 +1,7 @@
 package attest_test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -223,6 +224,22 @@ func TestAttackReferredConnectionPassed(t *testing.T) {
 		t.Fatal("the connection goes on")
 	}
 
+	t.Run("to who reads with a lent buffer", func(t *testing.T) {
+		owner := start(t, "")
+		owner.do("unix " + l.Addr().String())
+		owner.do("fork inherit")
+		c, _ := acceptReferred(t, pinner, l)
+		owner.do("child send theirs")
+		buf := make([]byte, 64)
+		n, err := c.ReadLent(func() []byte { return buf }, func() {})
+		wantError(t, err, peer.ErrPassed)
+		if n != 0 || !bytes.Equal(buf, make([]byte, 64)) {
+			t.Fatal("the attacker's bytes came through")
+		}
+		if _, err := c.Write([]byte("secret")); err == nil {
+			t.Fatal("the connection goes on")
+		}
+	})
 	t.Run("and its owner exits", func(t *testing.T) {
 		owner := start(t, "")
 		owner.do("unix " + l.Addr().String())

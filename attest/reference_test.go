@@ -92,6 +92,44 @@ func TestReference(t *testing.T) {
 	}
 }
 
+// Who has no buffer to wait with gets what a Read would get, and holds none while it waits.
+func TestReferredReadLent(t *testing.T) {
+	pinner := newPinner(t, peer.Options{})
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			var l net.Listener = listenTCP(t, "127.0.0.1:0")
+			if network == "unix" {
+				l = listenUnix(t)
+			}
+			caller := start(t, "")
+			caller.do(network + " " + l.Addr().String())
+			c, _ := acceptReferred(t, pinner, l)
+			buf, held := make([]byte, 64), 0
+			waits := make(chan struct{}, 64)
+			lend := func() []byte { held++; return buf }
+			back := func() { held--; waits <- struct{}{} }
+			var n int
+			var err error
+			read := make(chan struct{})
+			go func() {
+				defer close(read)
+				n, err = c.ReadLent(lend, back)
+			}()
+			await(t, waits, "the wait without a buffer")
+			caller.do("send hello")
+			await(t, read, "what was sent")
+			if err != nil || string(buf[:n]) != "hello" || held != 1 {
+				t.Fatalf("%q %v, %d buffers held", buf[:n], err, held)
+			}
+			caller.kill()
+			n, err = c.ReadLent(lend, back)
+			if n != 0 || err == nil {
+				t.Fatalf("%d bytes and %v of a caller that has exited", n, err)
+			}
+		})
+	}
+}
+
 // One user's callers that are only named count like those that are pinned.
 func TestReferredPerUser(t *testing.T) {
 	proxy := newPinner(t, peer.Options{PerUser: 2})

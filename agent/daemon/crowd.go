@@ -81,6 +81,16 @@ func (n *counted) count(c *crowd, uid uint32) error {
 // NetConn is the connection that is counted.
 func (n *counted) NetConn() net.Conn { return n.Conn }
 
+// ReadLent reads as peer.Referred does, which is what egress's connections are. Any other holds the buffer while it waits.
+func (n *counted) ReadLent(lend func() []byte, back func()) (int, error) {
+	if c, ok := n.Conn.(interface {
+		ReadLent(lend func() []byte, back func()) (int, error)
+	}); ok {
+		return c.ReadLent(lend, back)
+	}
+	return n.Conn.Read(lend())
+}
+
 // Close implements net.Conn.
 func (n *counted) Close() error {
 	n.mu.Lock()

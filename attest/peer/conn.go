@@ -142,6 +142,8 @@ type receiver struct {
 
 	mu      sync.Mutex
 	buf     []byte
+	lend    func() []byte // where a lent read gets buf; else nil
+	back    func()
 	n, oobn int
 	flags   int
 	err     error
@@ -154,10 +156,21 @@ type receiver struct {
 func newReceiver(raw syscall.RawConn) *receiver {
 	r := &receiver{raw: raw}
 	r.ask = func(fd uintptr) bool {
+		if r.lend != nil {
+			r.buf = r.lend()
+		}
 		for {
 			r.n, r.oobn, r.flags, _, r.err = unix.Recvmsg(int(fd), r.buf, r.oob[:], unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-			if r.err != unix.EINTR {
-				return r.err != unix.EAGAIN
+			switch r.err {
+			case unix.EINTR:
+			case unix.EAGAIN:
+				if r.lend != nil {
+					r.buf = nil
+					r.back()
+				}
+				return false
+			default:
+				return true
 			}
 		}
 	}
@@ -171,13 +184,26 @@ func (r *receiver) read(b []byte, pid int) (int, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.buf = b
+	return r.receive(pid)
+}
+
+// readLent is read into what lend gives when there may be something to read; back is told when there was nothing.
+func (r *receiver) readLent(lend func() []byte, back func(), pid int) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lend, r.back = lend, back
+	defer func() { r.lend, r.back = nil, nil }()
+	return r.receive(pid)
+}
+
+// receive waits for one message, and says how much of it may be used. r.mu is held.
+func (r *receiver) receive(pid int) (int, error) {
+	defer func() { r.buf = nil }()
 	if r.sticky != nil {
 		return 0, r.sticky
 	}
-	r.buf = b
-	err := r.raw.Read(r.ask)
-	r.buf = nil
-	if err != nil {
+	if err := r.raw.Read(r.ask); err != nil {
 		return 0, err
 	}
 	if r.err != nil {
@@ -194,7 +220,7 @@ func (r *receiver) read(b []byte, pid int) (int, error) {
 		r.sticky = fmt.Errorf("%w: process %d writes on the connection of process %d", ErrPassed, sender, pid)
 	}
 	if r.sticky != nil {
-		clear(b[:r.n])
+		clear(r.buf[:r.n])
 		return 0, r.sticky
 	}
 	return r.n, nil

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -234,6 +235,48 @@ func (r *Referred) Read(b []byte) (n int, err error) {
 		return r.netConn.Read(b)
 	}
 	n, err = r.receiver.read(b, r.reference.Process.PID)
+	return r.judged(n, err)
+}
+
+// ReadLent is Read for who has no buffer while there is nothing to read: it reads into what lend gives, which must not be
+// empty, and calls back when nothing was there yet, before it waits. What Read checks, it checks too.
+func (r *Referred) ReadLent(lend func() []byte, back func()) (n int, err error) {
+	if r.receiver != nil {
+		n, err = r.receiver.readLent(lend, back, r.reference.Process.PID)
+		return r.judged(n, err)
+	}
+	raw, err := r.anyConn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var inner error
+	err = raw.Read(func(fd uintptr) bool {
+		b := lend()
+		for {
+			n, inner = unix.Read(int(fd), b)
+			switch inner {
+			case unix.EINTR:
+			case unix.EAGAIN:
+				back()
+				return false
+			default:
+				return true
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case inner != nil:
+		return 0, r.opError("read", os.NewSyscallError("read", inner))
+	case n == 0:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// judged is what a read from a Unix socket comes to.
+func (r *Referred) judged(n int, err error) (int, error) {
 	// What was read before the exit was noticed may be another's.
 	if ended := r.end(); errors.Is(ended, attest.ErrExited) && err != io.EOF {
 		return 0, r.opError("read", ended)

@@ -31,7 +31,10 @@ type admitted struct {
 	cancel context.CancelFunc
 	raw    syscall.RawConn // where bytes may be taken from the socket itself; else nil
 	take   func(fd uintptr) bool
-	hungUp func() bool // whether the peer has gone; nil where that cannot be seen
+	lender lender        // the connection, where it reads so itself; else nil
+	lend   func() []byte // what it asks for a buffer
+	back   func()        // and gives it back by
+	hungUp func() bool   // whether the peer has gone; nil where that cannot be seen
 
 	state   atomic.Int32
 	since   atomic.Uint64 // the sweeper's time when the exchange under way began; 0: there is none
@@ -72,6 +75,8 @@ func (s *Server) admit(base net.Conn, out *outlet, under *Bulk, secure *tls.Conn
 	a.hungUp = watch(base)
 	if secure != nil {
 		a.Conn, a.protocol = secure, secure.ConnectionState().NegotiatedProtocol
+	} else if l, ok := base.(lender); ok {
+		a.lender, a.lend, a.back = l, a.lendDesk, a.release
 	} else if sc, ok := base.(syscall.Conn); ok {
 		if raw, err := sc.SyscallConn(); err == nil {
 			a.raw, a.take = raw, a.receive
@@ -146,6 +151,11 @@ func (a *admitted) first() error {
 		a.w = a.n
 		return a.err
 	}
+	if a.lender != nil {
+		n, err := a.lender.ReadLent(a.lend, a.back)
+		a.w = n
+		return err
+	}
 	for {
 		n, err := a.Read(a.one[:])
 		if n > 0 {
@@ -173,6 +183,18 @@ func (a *admitted) receive(fd uintptr) bool {
 			return true
 		}
 	}
+}
+
+// lender is a connection that lets nobody read from its socket, because it checks what comes, and that can wait without a
+// buffer: it asks lend for one when there may be something to read, and calls back when there was nothing.
+type lender interface {
+	ReadLent(lend func() []byte, back func()) (int, error)
+}
+
+// lendDesk takes a desk for a lender to read into.
+func (a *admitted) lendDesk() []byte {
+	a.sit()
+	return a.buf
 }
 
 // sit takes a desk.
@@ -220,7 +242,7 @@ func (a *admitted) expire(t time.Time) error {
 // when the connection has ended.
 func (a *admitted) head() (n, status int, ok bool) {
 	head := &a.desk.head
-	var end time.Time
+	timed := false // it has HeadTimeout from here on
 	for {
 		n, err := head.Parse(a.buf[a.r:a.w], &a.server.limits)
 		if err != nil {
@@ -231,11 +253,7 @@ func (a *admitted) head() (n, status int, ok bool) {
 			return n, 0, true
 		}
 		a.room()
-		if end.IsZero() {
-			end = time.Now().Add(a.server.HeadTimeout)
-			_ = a.expire(end)
-		}
-		m, err := a.Read(a.buf[a.w:])
+		m, err := a.more(&timed)
 		a.w += m
 		if m > 0 || err == nil {
 			continue
@@ -247,6 +265,21 @@ func (a *admitted) head() (n, status int, ok bool) {
 		return 0, 0, false
 	}
 }
+
+// more reads more of a head. What has come with the first byte, and only TLS has held back, is not waited for: so the
+// deadline is set when the connection itself is read from, by its outlet.
+func (a *admitted) more(timed *bool) (int, error) {
+	if !*timed {
+		a.out.reader = a
+	}
+	n, err := a.Read(a.buf[a.w:])
+	*timed = *timed || a.out.reader == nil
+	a.out.reader = nil
+	return n, err
+}
+
+// waits bounds the wait that begins for more of a head.
+func (a *admitted) waits() { _ = a.expire(time.Now().Add(a.server.HeadTimeout)) }
 
 func refused(err error) int {
 	var e *http1.Error

@@ -17,10 +17,21 @@ type outlet struct {
 	grace time.Duration // in which a peer takes rate bytes a second
 	rate  int
 
+	reader *admitted // is told when a read that it is in has to wait, once; it belongs to that reader
+
 	mu    sync.Mutex
 	end   time.Time // nothing is written after it; zero: there is no end
 	until time.Time // the deadline as it stands
 	fixed bool      // somebody else has set it
+}
+
+// Read implements net.Conn.
+func (o *outlet) Read(p []byte) (int, error) {
+	if a := o.reader; a != nil {
+		o.reader = nil
+		a.waits()
+	}
+	return o.Conn.Read(p)
 }
 
 // Write implements net.Conn: it writes while the peer keeps to the rate. Bytes in the kernel's buffer count as taken: a
