@@ -41,6 +41,8 @@ type admitted struct {
 	begun   bool          // a request has been read
 	aborted bool          // the connection ends without leave-taking
 	openEnd bool          // an answer is under way whose end is the connection's
+	fresh   bool          // the goroutine that serves it has done nothing else yet
+	rested  bool          // it has rested since the last request
 
 	// What has been received and not used yet is buf[r:w]. buf is nil, or the desk's, or larger where a head is.
 	desk *desk
@@ -118,10 +120,14 @@ func (a *admitted) resets(yes bool) {
 	}
 }
 
-// await waits for a request's first byte. Reports false when the connection has ended instead, or its time has.
-func (a *admitted) await() bool {
+// restless is how long a connection waits for its next request before it rests: those that are in use stay where they are.
+const restless = time.Second
+
+// await waits for a request's first byte. Reports false when the connection has ended instead, or its time has, or when
+// it rests, and is to be waited on in a goroutine whose stack is small.
+func (a *admitted) await() (came, rests bool) {
 	if a.r < a.w {
-		return true // the peer has sent it along with the last request
+		return true, false // the peer has sent it along with the last request
 	}
 	a.release()
 	a.state.Store(idle)
@@ -129,14 +135,23 @@ func (a *admitted) await() bool {
 	if !a.begun {
 		limit = a.server.HeadTimeout
 	}
+	if a.rested {
+		limit -= restless
+	}
 	if a.server.draining() {
 		limit = min(limit, farewell)
 	}
+	short := !a.fresh && !a.rested && limit > 2*restless
+	if short {
+		limit = restless
+	}
 	a.allow(limit)
 	if err := a.first(); err != nil {
-		return false
+		a.rested = short && errors.Is(err, os.ErrDeadlineExceeded) && a.ctx.Err() == nil
+		return false, a.rested
 	}
-	return a.state.CompareAndSwap(idle, busy)
+	a.rested = false
+	return a.state.CompareAndSwap(idle, busy), false
 }
 
 // first receives a request's first bytes into a desk that it takes when they are there.
@@ -312,7 +327,7 @@ func (a *admitted) exchange() (goesOn bool) {
 		}
 		return false
 	}
-	a.begun = true
+	a.begun, a.fresh = true, false
 	c := a.call(n)
 	if a.r == a.w && c.body.ended.Load() {
 		a.release() // the exchange may last

@@ -103,10 +103,19 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return s.accept(ctx, l)
 }
 
-// serve serves one connection until it ends. It runs in a goroutine of its own: the one that has seen the connection
-// through its handshake has a stack that has grown with it.
+// serve serves one connection until it ends. It runs in a goroutine of its own, and goes on in a fresh one where the
+// connection rests: a handshake makes a stack grow, and so does a call, and whoever idles would keep all of it.
 func (s *Server) serve(a *admitted) {
-	defer a.end()
+	a.fresh = true
+	if s.attend(a) {
+		go s.serve(a)
+		return
+	}
+	a.end()
+}
+
+// attend serves a connection until it ends, or rests.
+func (s *Server) attend(a *admitted) (rests bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			a.aborted = true
@@ -116,11 +125,14 @@ func (s *Server) serve(a *admitted) {
 	if a.protocol == "h2" {
 		a.state.Store(busy)
 		s.serveH2(s.taking, a)
-		return
+		return false
 	}
-	for a.await() {
+	for {
+		if came, rests := a.await(); !came {
+			return rests
+		}
 		if !a.exchange() {
-			return
+			return false
 		}
 	}
 }
