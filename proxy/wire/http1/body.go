@@ -10,7 +10,6 @@ type Body struct {
 	extension int   // bytes that chunk extensions may still have
 	fields    int   // that the trailer section may still have
 	trailer   int   // bytes that it may still have
-	start     bool  // the next byte is a name's first
 }
 
 // part is what the next byte belongs to.
