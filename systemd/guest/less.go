@@ -68,7 +68,9 @@ func (w *world) without(p systemd.Privilege) (bySocket, byPort string, err error
 	before, after := "", ""
 	if strings.HasPrefix(p.Name, "ReadWritePaths=") {
 		held := "ward-egress@" + service + ".socket"
-		before, after = "systemctl stop "+unit+" "+held, "systemctl stop "+unit+"; systemctl start "+held
+		// The others are closed meanwhile: what waits in one would start egress before the socket is there.
+		const others = "ward-egress.socket ward-egress-admin.socket"
+		before, after = "systemctl stop "+unit+" "+held, "systemctl stop "+unit+" "+others+"; systemctl start "+held+"; systemctl start "+others
 	}
 	dropIn := "/run/systemd/system/" + unit + ".d/less.conf"
 	if _, err := w.guest.script(w.ctx, fmt.Sprintf(`rm -rf /run/systemd/system/ward-*.service.d
