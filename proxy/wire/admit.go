@@ -39,7 +39,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			_ = c.Close()
 		})
 		go func() {
-			stop := context.AfterFunc(s.context, cancel)
+			stop := context.AfterFunc(s.admitting, cancel)
 			a := s.judgeSafely(judging, c, turn)
 			turn.done()
 			stop()

@@ -21,6 +21,9 @@ type drain struct {
 	taking context.Context // ends when draining begins
 	ending context.CancelFunc
 
+	admitting context.Context // ends when who is being admitted has had time to be
+	dismiss   context.CancelFunc
+
 	mu        sync.Mutex
 	listeners []net.Listener
 	open      int           // connections that were accepted and have not ended, and loops that accept
@@ -143,6 +146,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 	}
 	s.part()
+	s.dismiss() // a peer that is not through by now may take as long as a handshake may
 	var err error
 	select {
 	case <-none:

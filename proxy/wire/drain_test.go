@@ -133,6 +133,31 @@ func TestDrainServesWhoIsBeingAdmitted(t *testing.T) {
 	end(t, "Serve", served)
 }
 
+// Who takes long to be admitted is not waited for: it may be as long as a handshake may take.
+func TestDrainLeavesWhoIsNotAdmitted(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan struct{})
+	s := &wire.Server{
+		HandshakeTimeout: time.Hour,
+		Accept: func(ctx context.Context, _ net.Conn, _ *tls.ConnectionState) (any, error) {
+			close(accepted)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		},
+		Handle: func(*wire.Exchange) {},
+		Refuse: func(any, string, int) *wire.Response { return nil },
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(t.Context(), l) }()
+	dial(t, l)
+	<-accepted
+	end(t, "Shutdown", shutDown(t, s, l))
+	end(t, "Serve", served)
+}
+
 // With nobody connected there is nothing to wait for.
 func TestDrainOfNobody(t *testing.T) {
 	s, _, served := plain(t, func() {})

@@ -94,6 +94,7 @@ func (s *Server) setup() {
 	s.limits.Head = s.HeadBytes
 	s.context, s.close = context.WithCancel(context.Background())
 	s.taking, s.ending = context.WithCancel(s.context)
+	s.admitting, s.dismiss = context.WithCancel(s.context)
 }
 
 // Serve accepts connections until Shutdown or until l fails. It closes l.
