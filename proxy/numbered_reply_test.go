@@ -19,6 +19,9 @@ func (w *world) answering(h hop, raw string) *upstream {
 	}
 	next.script(func(c net.Conn, _ *received) bool {
 		_, err := io.WriteString(c, raw)
+		if err != nil { // the peer has ended it before all was written
+			next.closed <- struct{}{}
+		}
 		return err == nil
 	})
 	return next
