@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/wardmesh/ward/proxy"
+	"github.com/wardmesh/ward/proxy/wire"
 )
 
 // process is a local process: what the kernel and the agent would know of it.
@@ -91,6 +92,14 @@ func (w *world) process(path string, changes ...func(*process)) *process {
 // local opens egress to a process, on its shared listener or on a service's own, and gives the address.
 func (w *world) local(p *process, service *proxy.Service) string {
 	w.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.open(p, service)
+}
+
+// open is local for who holds w.mu.
+func (w *world) open(p *process, service *proxy.Service) string {
+	w.Helper()
 	l, s := listen(w), w.egress.Server(service)
 	if w.bounds != nil {
 		w.bounds(s)
@@ -98,6 +107,13 @@ func (w *world) local(p *process, service *proxy.Service) string {
 	w.serve(s, localListener{l, p})
 	w.servers[l.Addr().String()] = s
 	return l.Addr().String()
+}
+
+// egressAt is the server of egress that listens there.
+func (w *world) egressAt(address string) *wire.Server {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.servers[address]
 }
 
 var errGone = errors.New("the process has exited")

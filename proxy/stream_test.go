@@ -136,7 +136,7 @@ func TestShutdownLetsCallsEnd(t *testing.T) {
 			s.want("one")
 			ward := w.ingress
 			if h.name == proxy.HopEgress {
-				ward = w.servers[conn.RemoteAddr().String()]
+				ward = w.egressAt(conn.RemoteAddr().String())
 			}
 			done := make(chan error, 1)
 			go func() { done <- ward.Shutdown(context.Background()) }()

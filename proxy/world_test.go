@@ -97,12 +97,14 @@ type world struct {
 	ingress  *wire.Server
 	egress   *proxy.Egress
 	pool     *proxy.Pool
-	portal   *process                // may read, for its users
-	ehr      *process                // may also write
-	address  string                  // of the ingress
-	servers  map[string]*wire.Server // of egress, by address
+	portal   *process // may read, for its users
+	ehr      *process // may also write
+	address  string   // of the ingress
 	bounds   func(*wire.Server)
-	shared   map[*process]string
+
+	mu      sync.Mutex              // tests call from goroutines of their own
+	servers map[string]*wire.Server // of egress, by address
+	shared  map[*process]string     // egress's shared listeners, by who calls there
 }
 
 // setup changes the world before it comes into being.
@@ -212,12 +214,19 @@ func (w *world) serve(s *wire.Server, l net.Listener) {
 // dialEgress connects to egress's shared listener as p.
 func (w *world) dialEgress(p *process) net.Conn {
 	w.Helper()
+	return w.dial(w.sharedAddress(p))
+}
+
+func (w *world) sharedAddress(p *process) string {
+	w.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	address, ok := w.shared[p]
 	if !ok {
-		address = w.local(p, nil)
+		address = w.open(p, nil)
 		w.shared[p] = address
 	}
-	return w.dial(address)
+	return address
 }
 
 func (w *world) dial(address string) net.Conn {
