@@ -5,7 +5,9 @@ import (
 	"context"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"strconv"
 	"strings"
 	"time"
@@ -13,30 +15,37 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// quiet is how long nobody may have called before a process counts as idle.
-const quiet = 30 * time.Second
+// quiet is how long nobody may have called before a process counts as idle, and calm before it is taken to pause: longer
+// than connections that have been used take to come to rest.
+const (
+	quiet = 30 * time.Second
+	calm  = 2 * time.Second
+)
 
 // regrown is how many bytes of its executable an idle process may touch anew before they are given back: the kernel maps
 // many pages around each one, and the little that goes on, such as asking whether the peer is still there, brings most
-// of them back. look is how often that is looked at.
+// of them back. glance is how often the memory is looked at, and look how often that and the trail's end.
 const (
 	regrown = 4 << 20
+	glance  = time.Second
 	look    = 5 * time.Second
 )
 
-// rest settles down after the start, and again whenever calls have come and gone.
+// rest settles down after the start, and again whenever calls or connections have come and gone.
 func (d *Daemon) rest(ctx context.Context) error {
 	timer := time.NewTimer(2 * time.Second)
 	defer timer.Stop()
 	var seen, settled int64 = 0, -1
-	var since time.Time
+	var since, looked, gave time.Time
 	var mapped int64
+	var left holding
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
 		}
+		timer.Reset(glance)
 		trail := d.desk.trail()
 		if trail == nil { // another process has taken this one's place, and this one ends soon
 			return nil
@@ -45,16 +54,74 @@ func (d *Daemon) rest(ctx context.Context) error {
 		if now != seen {
 			seen, since = now, time.Now()
 		}
-		switch idle := settled < 0 || time.Since(since) >= quiet; {
-		case idle && now != settled:
-			debug.FreeOSMemory()
-			fallthrough
-		case idle && fileBacked() > mapped+regrown:
-			giveBack()
-			settled, mapped = now, fileBacked()
+		paused := time.Since(since) >= calm
+		idle := settled < 0 || time.Since(since) >= quiet
+		held := holds()
+		left.spare = min(left.spare, held.spare)
+		if idle && now != settled || held.excessive(left, paused) && (paused || time.Since(gave) >= quiet) {
+			collect()
+			left, gave = holds(), time.Now()
 		}
-		timer.Reset(look)
+		switch {
+		case idle && now != settled:
+		case idle && time.Since(looked) >= look:
+			looked = time.Now()
+			if fileBacked() <= mapped+regrown {
+				continue
+			}
+		default:
+			continue
+		}
+		giveBack()
+		settled, mapped = now, fileBacked()
 	}
+}
+
+// holding is what the Go runtime has of the host's memory, in bytes.
+type holding struct {
+	used  uint64 // by what was alive at the last collection, and by stacks
+	spare uint64 // by what has been made since, alive or not, and by nothing
+}
+
+// holds asks the runtime, which need not stop anybody for that.
+func holds() holding {
+	m := []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+	}
+	metrics.Read(m)
+	of := func(i int) uint64 {
+		if m[i].Value.Kind() != metrics.KindUint64 { // a later Go does not know it
+			return 0
+		}
+		return m[i].Value.Uint64()
+	}
+	live, objects := of(0), of(2)
+	live = min(live, objects)
+	return holding{used: live + of(1), spare: objects - live + of(3) + of(4)}
+}
+
+// least is what is not worth a collection.
+const least = 2 << 20
+
+// excessive reports whether so much is spare that it should be given back; left is what could not be the last time. While calls
+// are made, what is spare is about to be used: Go collects when as much has been made as was alive, and what a process
+// needs in the next second it need not ask the host for. Only what a burst has left behind is more than that.
+func (h holding) excessive(left holding, paused bool) bool {
+	gain := h.spare - left.spare
+	if paused {
+		return gain >= max(least, h.used/8)
+	}
+	return gain >= max(32*least, 3*h.used)
+}
+
+// collect collects what is not used, and gives it back to the host. What pools hold outlives one collection.
+func collect() {
+	runtime.GC()
+	debug.FreeOSMemory()
 }
 
 // fileBacked is how many bytes of files are mapped and resident (proc_pid_statm(5)); 0 when it cannot be told.
