@@ -107,7 +107,6 @@ type upload struct {
 // run sends the body. A body that fails ends the connection, so that the other end does not take it for whole.
 func (u *upload) run(written func()) {
 	defer close(u.done)
-	u.conn.bulk.gather()
 	err := u.send()
 	if late := u.conn.bulk.release(); err == nil {
 		err = late
@@ -125,19 +124,29 @@ func (u *upload) run(written func()) {
 // room is kept before a piece for the size of a chunk, and behind it for its end and the body's.
 const room = 24 // of pieceRoom
 
-// send sends piece by piece. A body that panics is one that did not come whole.
+// part is what a body is sent in that is short, or comes slowly: then a piece would hardly ever be filled, and many
+// callers who send a byte now and then would hold one each.
+type part [deskSize + pieceRoom]byte
+
+var parts = sync.Pool{New: func() any { return new(part) }}
+
+// send sends part by part, or piece by piece while so much comes. A body that panics is one that did not come whole.
 func (u *upload) send() (err error) {
-	all := pieces.Get().(*piece)
+	small := parts.Get().(*part)
+	var large *piece
 	defer func() {
-		if v := recover(); v != nil { // who knows who still has the piece
+		if v := recover(); v != nil { // who knows who still has them
 			err = fmt.Errorf("%w: %w", ErrRequestBody, caught(v))
 			return
 		}
-		pieces.Put(all)
+		parts.Put(small)
+		if large != nil {
+			pieces.Put(large)
+		}
 	}()
-	p := all[:]
+	p, size := small[:], deskSize
 	for {
-		n, err := u.fill(p[room : room+pieceSize])
+		n, err := u.fill(p[room : room+size])
 		if err != nil {
 			return err
 		}
@@ -151,8 +160,19 @@ func (u *upload) send() (err error) {
 		if err := u.conn.bulk.flush(); err != nil {
 			return err
 		}
-		if u.whole { // this goroutine alone sets it
+		switch {
+		case u.whole: // this goroutine alone sets it
 			return nil
+		case large == nil && n == size:
+			large = pieces.Get().(*piece)
+			p, size = large[:], pieceSize
+			u.conn.bulk.gather()
+		case large != nil && n < deskSize:
+			if err := u.conn.bulk.release(); err != nil {
+				return err
+			}
+			pieces.Put(large)
+			large, p, size = nil, small[:], deskSize
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -370,6 +372,52 @@ func TestRequestBodies(t *testing.T) {
 			_ = r.Body.Close()
 			if g := <-got; g != c.want {
 				t.Errorf("%d bytes, want %d", len(g), len(c.want))
+			}
+		})
+	}
+}
+
+// wary is a body that knows how much it was asked for.
+type wary struct {
+	parts []int // how much each read gives at most
+	asked []int
+}
+
+func (w *wary) Read(p []byte) (int, error) {
+	w.asked = append(w.asked, len(p))
+	if len(w.parts) == 0 {
+		return 0, io.EOF
+	}
+	n := min(len(p), w.parts[0])
+	clear(p[:n])
+	if w.parts[0] -= n; w.parts[0] == 0 {
+		w.parts = w.parts[1:]
+	}
+	return n, nil
+}
+
+// Whoever brings a body little by little makes the client hold little; only for one that comes fast is there a large buffer.
+func TestSlowBodiesTakeLittleRoom(t *testing.T) {
+	const little, much = 16 << 10, 64 << 10
+	for name, length := range map[string]int64{"length": 1<<20 + 20, "chunked": -1} {
+		t.Run(name, func(t *testing.T) {
+			srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				if n, err := io.Copy(io.Discard, r.Body); n != 1<<20+20 || err != nil {
+					t.Errorf("%d bytes, %v", n, err)
+				}
+			}))
+			defer srv.Close()
+			client := client(srv.Listener.Addr().String())
+			defer client.CloseIdle()
+			body := &wary{parts: []int{5, 5, 1 << 20, 5, 5}}
+			r, err := client.RoundTrip(t.Context(), &wire.Request{Method: "POST", Target: "/", Host: "a", Body: body, Length: length})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = r.Body.Close()
+			// RoundTrip returns, with the answer to it, after the body has been sent.
+			if n := len(body.asked); n < 5 || slices.Max(body.asked[:3]) > little || slices.Max(body.asked) < much || body.asked[n-1] > little {
+				t.Errorf("it was asked for %d", body.asked)
 			}
 		})
 	}
