@@ -130,6 +130,46 @@ func TestReferredReadLent(t *testing.T) {
 	}
 }
 
+// A set tells when a caller has something to say or has gone, and nobody gets at the socket for that.
+func TestReferredEpoll(t *testing.T) {
+	pinner := newPinner(t, peer.Options{})
+	for _, network := range []string{"unix", "tcp"} {
+		t.Run(network, func(t *testing.T) {
+			var l net.Listener = listenTCP(t, "127.0.0.1:0")
+			if network == "unix" {
+				l = listenUnix(t)
+			}
+			caller := start(t, "")
+			caller.do(network + " " + l.Addr().String())
+			c, _ := acceptReferred(t, pinner, l)
+			epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = unix.Close(epoll) }()
+			event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: 7}
+			if err := c.EpollCtl(epoll, unix.EPOLL_CTL_ADD, &event); err != nil {
+				t.Fatal(err)
+			}
+			events := make([]unix.EpollEvent, 2)
+			if n, err := unix.EpollWait(epoll, events, 0); n != 0 || err != nil {
+				t.Fatalf("%d events and %v of a caller that says nothing", n, err)
+			}
+			caller.do("send hello")
+			if n, err := unix.EpollWait(epoll, events, 10_000); n != 1 || err != nil || events[0].Fd != 7 {
+				t.Fatalf("%d events and %v: %v", n, err, events)
+			}
+			if c.Closed() {
+				t.Error("closed")
+			}
+			_ = c.Close()
+			if err := c.EpollCtl(epoll, unix.EPOLL_CTL_DEL, &event); err == nil || !c.Closed() {
+				t.Errorf("%v after it was closed", err)
+			}
+		})
+	}
+}
+
 // One user's callers that are only named count like those that are pinned.
 func TestReferredPerUser(t *testing.T) {
 	proxy := newPinner(t, peer.Options{PerUser: 2})

@@ -96,9 +96,22 @@ func (c *Conn) Close() error {
 
 // netConn is what a Conn and a Referred have in common. Neither is reached from outside: reading from it would go round
 // the checks.
-type netConn struct{ anyConn }
+type netConn struct {
+	anyConn
+	raw syscall.RawConn // nil where it has none
+}
 
 type anyConn = net.Conn
+
+func newNetConn(c net.Conn) netConn {
+	n := netConn{anyConn: c}
+	if sc, ok := c.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			n.raw = raw
+		}
+	}
+	return n
+}
 
 // CloseWrite tells the other end that nothing more follows.
 func (c netConn) CloseWrite() error {
@@ -109,17 +122,12 @@ func (c netConn) CloseWrite() error {
 }
 
 // HungUp reports whether the other end has closed the connection, or has ended its sending. It reads nothing.
-func (c netConn) HungUp() bool {
-	sc, ok := c.anyConn.(syscall.Conn)
-	if !ok {
+func (c *netConn) HungUp() bool {
+	if c.raw == nil {
 		return false
 	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return true
-	}
 	gone := false
-	err = raw.Control(func(fd uintptr) {
+	err := c.raw.Control(func(fd uintptr) {
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}} //nolint:gosec // a descriptor fits
 		n, err := unix.Poll(p, 0)
 		for errors.Is(err, unix.EINTR) {
@@ -129,6 +137,22 @@ func (c netConn) HungUp() bool {
 	})
 	return gone || err != nil // it is closed on this side
 }
+
+// EpollCtl lets an epoll set tell of the connection (epoll_ctl(2)), and gives nobody the socket. It fails once the
+// connection has been closed.
+func (c *netConn) EpollCtl(epoll, op int, event *unix.EpollEvent) error {
+	if c.raw == nil {
+		return os.ErrInvalid
+	}
+	var inner error
+	if err := c.raw.Control(func(fd uintptr) { inner = unix.EpollCtl(epoll, op, int(fd), event) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// Closed reports whether the connection has been closed on this side.
+func (c *netConn) Closed() bool { return c.raw == nil || c.raw.Control(func(uintptr) {}) != nil }
 
 func (c netConn) opError(op string, err error) error {
 	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}

@@ -76,18 +76,17 @@ func (l *Listener) Accept() (net.Conn, error) {
 
 // Conn wraps one accepted connection, Unix or TCP, as a Listener does.
 func (p *Pinner) Conn(c net.Conn) (*Conn, error) {
-	conn := &Conn{netConn: netConn{c}, pinner: p}
-	switch c := c.(type) {
+	conn := &Conn{netConn: newNetConn(c), pinner: p}
+	if conn.raw == nil {
+		return nil, fmt.Errorf("peer: a connection over %s: it has no socket", c.LocalAddr().Network())
+	}
+	switch c.(type) {
 	case *net.UnixConn:
-		raw, err := c.SyscallConn()
-		if err != nil {
-			return nil, err
-		}
 		// A connection that waited in the backlog has not inherited what its listener asks for.
-		if err := passSenders(raw); err != nil {
+		if err := passSenders(conn.raw); err != nil {
 			return nil, err
 		}
-		conn.receiver = newReceiver(raw)
+		conn.receiver = newReceiver(conn.raw)
 	case *net.TCPConn:
 		return conn, nil
 	default:

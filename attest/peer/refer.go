@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -87,11 +86,14 @@ type Referred struct {
 
 // Referred wraps one accepted connection, Unix or TCP, as a Listener of Refer does. It does not close c when it fails.
 func (p *Pinner) Referred(c net.Conn) (*Referred, error) {
-	r := &Referred{netConn: netConn{c}, pinner: p, pidfd: -1, done: make(chan struct{})}
+	r := &Referred{netConn: newNetConn(c), pinner: p, pidfd: -1, done: make(chan struct{})}
+	if r.raw == nil {
+		return nil, fmt.Errorf("peer: a connection over %s: it has no socket", c.LocalAddr().Network())
+	}
 	var err error
 	switch c := c.(type) {
 	case *net.UnixConn:
-		err = r.unix(c)
+		err = r.unix()
 	case *net.TCPConn:
 		err = r.tcp(c)
 	default:
@@ -108,18 +110,14 @@ func (p *Pinner) Referred(c net.Conn) (*Referred, error) {
 }
 
 // unix names the process that connected.
-func (r *Referred) unix(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
+func (r *Referred) unix() error {
+	if err := passSenders(r.raw); err != nil {
 		return err
 	}
-	if err := passSenders(raw); err != nil {
-		return err
-	}
-	r.receiver = newReceiver(raw)
+	r.receiver = newReceiver(r.raw)
 	var s unixPeer
 	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = s.ask(int(fd), r.pinner.options.Without.PeerPidfd) }); err != nil {
+	if err := r.raw.Control(func(fd uintptr) { inner = s.ask(int(fd), r.pinner.options.Without.PeerPidfd) }); err != nil {
 		return err
 	}
 	if inner != nil {
@@ -245,12 +243,8 @@ func (r *Referred) ReadLent(lend func() []byte, back func()) (n int, err error) 
 		n, err = r.receiver.readLent(lend, back, r.reference.Process.PID)
 		return r.judged(n, err)
 	}
-	raw, err := r.anyConn.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return 0, err
-	}
 	var inner error
-	err = raw.Read(func(fd uintptr) bool {
+	err = r.raw.Read(func(fd uintptr) bool {
 		b := lend()
 		for {
 			n, inner = unix.Read(int(fd), b)

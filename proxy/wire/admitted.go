@@ -35,14 +35,15 @@ type admitted struct {
 	lend   func() []byte // what it asks for a buffer
 	back   func()        // and gives it back by
 	hungUp func() bool   // whether the peer has gone; nil where that cannot be seen
+	repose restful       // by which it can rest; else nil
 
 	state   atomic.Int32
 	since   atomic.Uint64 // the sweeper's time when the exchange under way began; 0: there is none
 	begun   bool          // a request has been read
 	aborted bool          // the connection ends without leave-taking
 	openEnd bool          // an answer is under way whose end is the connection's
-	fresh   bool          // the goroutine that serves it has done nothing else yet
-	rested  bool          // it has rested since the last request
+	rested  bool          // it has rested, or was about to, since the last request
+	resting uint64        // as what number it rests; 0: it does not; guarded by the resters' mutex
 
 	// What has been received and not used yet is buf[r:w]. buf is nil, or the desk's, or larger where a head is.
 	desk *desk
@@ -74,7 +75,7 @@ func (s *Server) admit(base net.Conn, out *outlet, under *Bulk, secure *tls.Conn
 	a := &admitted{Conn: out, base: base, out: out, bulk: under, server: s, value: value, remote: base.RemoteAddr().String()}
 	ends := newEnding(s.context)
 	a.ctx, a.cancel = ends, ends.end
-	a.hungUp = watch(base)
+	a.hungUp, a.repose = watch(base), repose(base)
 	if secure != nil {
 		a.Conn, a.protocol = secure, secure.ConnectionState().NegotiatedProtocol
 	} else if l, ok := base.(lender); ok {
@@ -109,6 +110,7 @@ func (a *admitted) end() {
 func (a *admitted) sever() {
 	_ = a.base.Close()
 	a.cancel()
+	a.server.rouse(a)
 }
 
 // resets says that from now on, or no more, an answer is under way whose end is the connection's. Whatever cuts it must
@@ -120,38 +122,45 @@ func (a *admitted) resets(yes bool) {
 	}
 }
 
-// restless is how long a connection waits for its next request before it rests: those that are in use stay where they are.
-const restless = time.Second
-
 // await waits for a request's first byte. Reports false when the connection has ended instead, or its time has, or when
-// it rests, and is to be waited on in a goroutine whose stack is small.
+// it is to rest until there is something to read.
 func (a *admitted) await() (came, rests bool) {
 	if a.r < a.w {
 		return true, false // the peer has sent it along with the last request
 	}
 	a.release()
-	a.state.Store(idle)
+	limit, short := time.Duration(0), false
+	if !a.rested { // else it idles, and its deadline stands
+		a.state.Store(idle)
+		limit = a.patience()
+		if short = limit > 2*restless; short {
+			a.allow(restless)
+		} else {
+			a.allow(limit)
+		}
+	}
+	if err := a.first(); err != nil {
+		if !short || !errors.Is(err, os.ErrDeadlineExceeded) || a.ctx.Err() != nil {
+			return false, false
+		}
+		a.rested = true
+		a.allow(limit - restless)
+		return false, true
+	}
+	a.rested = false
+	return a.state.CompareAndSwap(idle, busy), false
+}
+
+// patience is how long a request may be in coming.
+func (a *admitted) patience() time.Duration {
 	limit := a.server.IdleTimeout
 	if !a.begun {
 		limit = a.server.HeadTimeout
 	}
-	if a.rested {
-		limit -= restless
-	}
 	if a.server.draining() {
 		limit = min(limit, farewell)
 	}
-	short := !a.fresh && !a.rested && limit > 2*restless
-	if short {
-		limit = restless
-	}
-	a.allow(limit)
-	if err := a.first(); err != nil {
-		a.rested = short && errors.Is(err, os.ErrDeadlineExceeded) && a.ctx.Err() == nil
-		return false, a.rested
-	}
-	a.rested = false
-	return a.state.CompareAndSwap(idle, busy), false
+	return limit
 }
 
 // first receives a request's first bytes into a desk that it takes when they are there.
@@ -237,6 +246,13 @@ func (a *admitted) allow(d time.Duration) {
 		a.until = now.Add(d)
 		_ = a.SetReadDeadline(a.until)
 	}
+}
+
+// deadline is when reads fail.
+func (a *admitted) deadline() time.Time {
+	a.reading.mu.Lock()
+	defer a.reading.mu.Unlock()
+	return a.until
 }
 
 // expire lets reads fail at t, if they may go on at all.
@@ -327,7 +343,7 @@ func (a *admitted) exchange() (goesOn bool) {
 		}
 		return false
 	}
-	a.begun, a.fresh = true, false
+	a.begun = true
 	c := a.call(n)
 	if a.r == a.w && c.body.ended.Load() {
 		a.release() // the exchange may last

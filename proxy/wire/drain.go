@@ -159,5 +159,6 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 	}
 	s.close()
+	s.hush()
 	return err
 }

@@ -65,6 +65,7 @@ type Server struct {
 	dates   dates
 	drain
 	sweeper
+	resters resters
 }
 
 func (s *Server) setup() {
@@ -104,15 +105,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return s.accept(ctx, l)
 }
 
-// serve serves one connection until it ends. It runs in a goroutine of its own, and goes on in a fresh one where the
-// connection rests: a handshake makes a stack grow, and so does a call, and whoever idles would keep all of it.
+// serve serves one connection until it ends, or rests. It runs in a goroutine of its own, and goes on in a fresh one: a
+// call makes a stack grow, and so does a handshake, and whoever idles would keep all of it.
 func (s *Server) serve(a *admitted) {
-	a.fresh = true
-	if s.attend(a) {
+	switch {
+	case !s.attend(a):
+		a.end()
+	case a.repose == nil || !s.rest(a):
 		go s.serve(a)
-		return
 	}
-	a.end()
 }
 
 // attend serves a connection until it ends, or rests.

@@ -49,7 +49,7 @@ func serving(b *testing.B, s *wire.Server) func() net.Conn {
 	}
 }
 
-func serverTLS(b *testing.B) *tls.Config {
+func serverTLS(b testing.TB) *tls.Config {
 	b.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -9,7 +9,8 @@
 //
 //   - nothing is read from a caller before TLS and [Server.Accept] have had their say;
 //   - one goroutine serves a connection, request after request. It holds a buffer from a request's first byte to its
-//     answer's last, and none while it waits: a peer that idles costs little, and one that sends half a head not much;
+//     answer's last, and none while it waits; one that has waited for a second has no goroutine either. So a peer that
+//     idles costs little, and one that sends half a head not much;
 //   - bytes that are not acceptable get [Server.Refuse]'s answer, so that no refusal goes out without a decision id and a
 //     record, and the connection ends so that the peer sees it;
 //   - each phase has its deadline, and bodies and answers a least rate;

@@ -21,6 +21,12 @@ import (
 // serve starts a server on loopback and gives its address. accepted gets what Accept returned for each connection.
 func serve(t *testing.T, s *wire.Server) string {
 	t.Helper()
+	return serveOver(t, s, func(l net.Listener) net.Listener { return l })
+}
+
+// serveOver is serve where the server has what over makes of its listener.
+func serveOver(t *testing.T, s *wire.Server, over func(net.Listener) net.Listener) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +40,7 @@ func serve(t *testing.T, s *wire.Server) string {
 		}
 	}
 	done := make(chan error, 1)
-	go func() { done <- s.Serve(context.Background(), l) }()
+	go func() { done <- s.Serve(context.Background(), over(l)) }()
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
