@@ -26,7 +26,7 @@ import (
 const (
 	serviceName = "fhir.ehr.mesh.internal"
 	// patience is how long a test waits for what must happen.
-	patience = 20 * time.Second
+	patience = time.Minute
 )
 
 // cedar is the policy of the tests.

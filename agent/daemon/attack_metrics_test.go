@@ -15,12 +15,7 @@ import (
 // Whoever keeps connections to the metrics' address open gets a few of them, and only for a while: the descriptors are
 // for attesting processes.
 func TestAttackMetricsHoldFewConnections(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	_ = l.Close()
+	address := freePorts(t, 1)[0]
 	cfg, _ := start(t, write(t, fmt.Sprintf("monitor: {metrics: '%s'}\n", address)))
 	var open, cut int
 	for range 200 {
@@ -29,7 +24,7 @@ func TestAttackMetricsHoldFewConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = c.Close() }()
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		// A whole request, so that the connection is one that may be used again.
 		_, _ = io.WriteString(c, "GET /none HTTP/1.1\r\nHost: x\r\n\r\n")
 		resp, err := http.ReadResponse(bufio.NewReader(c), nil)

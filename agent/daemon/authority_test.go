@@ -77,7 +77,7 @@ func (j *journey) event(t *testing.T, name string) string {
 // record waits for an event.
 func (j *journey) record(t *testing.T, name string) *proxy.Record {
 	t.Helper()
-	patience := time.After(30 * time.Second)
+	late := time.After(patience)
 	for {
 		j.mu.Lock()
 		i := slices.IndexFunc(j.events, func(r *proxy.Record) bool { return r.Event == name })
@@ -92,7 +92,7 @@ func (j *journey) record(t *testing.T, name string) *proxy.Record {
 		}
 		select {
 		case <-more:
-		case <-patience:
+		case <-late:
 			t.Fatalf("no event %q", name)
 		}
 	}
@@ -145,7 +145,7 @@ func (u updates) next(t *testing.T) update {
 	select {
 	case c := <-u:
 		return c
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nothing came on the stream")
 		return update{}
 	}

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,7 +36,7 @@ const (
 	lab       = "fhir.lab.mesh.internal"
 	issuerURL = "https://op.clinic.test"
 	physician = `@id("reads") permit (principal, action in Action::"reads", resource) when { context.roles.contains("physician") };` + "\n"
-	patience  = 20 * time.Second
+	patience  = time.Minute
 )
 
 // clinic is a host with a FHIR server, an issuer of tokens, and the Ward of a test, in one process or in three.
@@ -92,10 +93,15 @@ func (c *clinic) labService() string {
 		lab, c.ports[1], c.dir)
 }
 
+// freePorts gives addresses on which nobody listens, and on which nobody else will: packages are tested beside each
+// other, and each of their listeners takes a port of 127.0.0.1 that is free at the time. So these are of an address that
+// is this process's own.
 func freePorts(tb testing.TB, n int) (addresses []string) {
 	tb.Helper()
+	pid := os.Getpid()
+	own := netip.AddrFrom4([4]byte{127, 64 | byte(pid>>16&0x1f), byte(pid >> 8), byte(pid)})
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", netip.AddrPortFrom(own, 0).String())
 		if err != nil {
 			tb.Fatal(err)
 		}

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"go.uber.org/goleak"
@@ -77,7 +76,7 @@ func start(tb testing.TB, file string) (cfg *config.Config, stop func()) {
 
 func fetch(tb testing.TB, cfg *config.Config) *workloadapi.X509Context {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	got, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr("unix://"+cfg.Agent.Socket))
 	if err != nil {
@@ -161,7 +160,7 @@ func TestSocketsInAFolderOfOthersAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		if err := d.Run(ctx); err == nil || !strings.Contains(err.Error(), "chmod go-w "+open) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/miekg/dns"
 	"go.uber.org/zap"
@@ -41,7 +40,7 @@ func TestMesh(t *testing.T) {
 	}
 	runtime.LockOSThread() // the child is killed when the thread that started it ends
 	defer runtime.UnlockOSThread()
-	cmd := exec.Command("/proc/self/exe", "-test.run=^TestMesh$", "-test.timeout=60s")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestMesh$", "-test.timeout=5m")
 	cmd.Env = append(os.Environ(), meshVar+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -118,7 +117,7 @@ func meshHost(t *testing.T) (dir, resolv string) {
 
 func lookUp(t *testing.T, name string) string {
 	t.Helper()
-	m, _, err := new(dns.Client).Exchange(new(dns.Msg).SetQuestion(name+".", dns.TypeA), "127.77.0.53:53")
+	m, _, err := (&dns.Client{Timeout: patience}).Exchange(new(dns.Msg).SetQuestion(name+".", dns.TypeA), "127.77.0.53:53")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +135,7 @@ func squat(t *testing.T, address string) bool {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := net.DialTimeout("tcp4", address, time.Second)
+	c, err := net.DialTimeout("tcp4", address, patience)
 	if err != nil {
 		return false
 	}
@@ -170,7 +169,7 @@ func testMeshLife(t *testing.T) {
 
 	reload := func(names ...string) error {
 		next := meshConfig(t, dir, names...)
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
 		for { // its folder is watched
 			var s admin.Status

@@ -279,15 +279,15 @@ func TestWAPI7DisabledProfiles(t *testing.T) {
 
 func TestWAPI4_3FullStateWithoutDelayAndOnChange(t *testing.T) {
 	b := serve(t, both)
-	stream, err := b.raw().FetchX509SVID(b.headed(), &spiffe.X509SVIDRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	one := receive(t, stream)
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("the first message took %v", took)
-	}
+	var stream spiffe.SpiffeWorkloadAPI_FetchX509SVIDClient
+	var one *spiffe.X509SVIDResponse
+	withoutDelay(t, "the first message", func() {
+		var err error
+		if stream, err = b.raw().FetchX509SVID(b.headed(), &spiffe.X509SVIDRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		one = receive(t, stream)
+	}, func() {})
 	_, more := b.authority.ca()
 	b.authority.publish(b.authority.root, more)
 	two := receive(t, stream)
@@ -302,13 +302,31 @@ func TestWAPI4_3FullStateWithoutDelayAndOnChange(t *testing.T) {
 			t.Error("the message does not hold the whole bundle")
 		}
 	}
-	start = time.Now()
-	b.load(portal)
-	if three := receive(t, stream); len(three.Svids) != 1 || three.Svids[0].SpiffeId != portal.ID.String() {
-		t.Errorf("after the edit: %v", three.Svids)
-	}
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("the edit reached the stream after %v", took)
+	withoutDelay(t, "the edit", func() {
+		b.load(portal)
+		if three := receive(t, stream); len(three.Svids) != 1 || three.Svids[0].SpiffeId != portal.ID.String() {
+			t.Errorf("after the edit: %v", three.Svids)
+		}
+	}, func() {
+		b.load(both...)
+		receive(t, stream)
+	})
+}
+
+// withoutDelay sees that something is done at once: in one of a few tries, because the machine may be busy with other things.
+func withoutDelay(t *testing.T, what string, do, undo func()) {
+	t.Helper()
+	for try := 1; ; try++ {
+		start := time.Now()
+		do()
+		took := time.Since(start)
+		if took <= 2*time.Second {
+			return
+		}
+		if try == 5 {
+			t.Fatalf("%s took %v", what, took)
+		}
+		undo()
 	}
 }
 

@@ -169,7 +169,7 @@ func serveReal(path string, db *memdb.MemDB, ca *authority) (stop func(), servic
 	go func() { served <- server.Serve(l) }()
 	server.SetReady()
 	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		server.Shutdown(ctx)
 		<-served
@@ -214,7 +214,7 @@ func serveFloor(path string) (func(), error) {
 
 // playFetch is go-spiffe in a process of its own.
 func playFetch() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	client, err := workloadapi.New(ctx, workloadapi.WithAddr("unix://"+os.Args[1]))
 	if err != nil {
@@ -241,7 +241,7 @@ func playFetch() error {
 // playLeave opens a stream, starts a child that inherits the connection, prints the child's pid, and exits when
 // stdin ends.
 func playLeave() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	plain, err := net.Dial("unix", os.Args[1])
 	if err != nil {

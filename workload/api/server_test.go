@@ -58,6 +58,9 @@ type bench struct {
 	peers []*process // those behind the connections so far
 }
 
+// patience is how long a test waits for what must happen.
+const patience = time.Minute
+
 type choice func(*bench, *api.Options)
 
 // serve starts a server that is ready, for one process that is uid 1000.
@@ -105,7 +108,7 @@ func serve(t testing.TB, entries []*workload.Entry, choices ...choice) *bench {
 }
 
 func (b *bench) shutdown() {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	b.server.Shutdown(ctx)
 }
@@ -172,7 +175,7 @@ func (b *bench) raw() spiffe.SpiffeWorkloadAPIClient {
 
 // ctx ends before the server is shut down.
 func (b *bench) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(b.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
 	b.t.Cleanup(cancel)
 	return ctx
 }

@@ -70,6 +70,9 @@ type agent struct {
 	served  chan error
 }
 
+// patience is how long a test waits for what must happen.
+const patience = time.Minute
+
 type choice func(*bench, *broker.Options)
 
 var egress = sel("unix.uid", "990", "systemd.unit", "ward-egress.service")
@@ -129,7 +132,7 @@ func (b *bench) fall() {
 	if b.agent == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	b.agent.server.Shutdown(ctx)
 	if err := <-b.agent.served; err != nil {
@@ -309,7 +312,7 @@ func (b *bench) raw() spiffe.APIClient { return spiffe.NewAPIClient(b.dial()) }
 
 // ctx ends before the server is shut down.
 func (b *bench) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	b.t.Cleanup(cancel)
 	return ctx
 }
@@ -351,7 +354,7 @@ func over(t testing.TB, l *broker.Loan, want error) *workload.Refusal {
 	t.Helper()
 	select {
 	case <-l.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("the loan goes on")
 	}
 	err := l.Err()

@@ -93,7 +93,7 @@ func workloadStream(t *testing.T, b *bench, p *process) spiffe.SpiffeWorkloadAPI
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		server.Shutdown(ctx)
 		if err := <-served; err != nil {

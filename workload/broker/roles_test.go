@@ -124,7 +124,7 @@ func playAgent(path string) error {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	server.Shutdown(ctx)
 	return <-served
@@ -313,7 +313,7 @@ func (w *ward) call(network string) (*child, *peer.Referred, attest.Reference) {
 
 func (w *ward) borrow(r attest.Reference) *broker.Loan {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	l, err := w.client.Borrow(ctx, r)
 	if err != nil {
