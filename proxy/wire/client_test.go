@@ -104,7 +104,7 @@ func (s *scripted) client(t testing.TB, o wire.ClientOptions) *wire.Client {
 
 func ask(t testing.TB, c *wire.Client, method string) (*wire.Response, string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	r, err := c.RoundTrip(ctx, &wire.Request{Method: method, Target: "/x", Host: "fhir"})
 	if err != nil {
@@ -311,7 +311,7 @@ func TestEarlyReply(t *testing.T) {
 			s := script(t, says("HTTP/1.1 413 Too Large\r\nContent-Length: 1048576\r\n\r\n"+big, false))
 			c := s.client(t, wire.ClientOptions{})
 			body := &unending{closed: make(chan struct{}), wait: wait}
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			r, err := c.RoundTrip(ctx, &wire.Request{Method: "POST", Target: "/", Host: "a", Body: body, Length: -1})
 			if err != nil {
@@ -457,34 +457,45 @@ func TestContextEndsTheExchange(t *testing.T) {
 	for name, raw := range map[string]string{"before the reply": "", "amid the reply": "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok"} {
 		for how, want := range map[string]error{"cancelled": context.Canceled, "late": context.DeadlineExceeded} {
 			t.Run(name+"/"+how, func(t *testing.T) {
-				asked, gone := make(chan struct{}), make(chan struct{})
-				s := script(t, func(c net.Conn, _, _ int) bool {
-					_, _ = io.WriteString(c, raw)
-					close(asked)
-					_, _ = c.Read(make([]byte, 1))
-					close(gone)
-					return false
-				})
-				ctx, cancel := context.WithCancel(t.Context())
-				if how == "late" {
-					ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+				// try reports whether the server had been asked by the time the exchange ended.
+				try := func(timeout time.Duration) bool {
+					asked, gone := make(chan struct{}), make(chan struct{})
+					s := script(t, func(c net.Conn, _, _ int) bool {
+						_, _ = io.WriteString(c, raw)
+						close(asked)
+						_, _ = c.Read(make([]byte, 1))
+						close(gone)
+						return false
+					})
+					ctx, cancel := context.WithCancel(t.Context())
+					if how == "late" {
+						ctx, cancel = context.WithTimeout(t.Context(), timeout)
+					}
+					defer cancel()
+					if how == "cancelled" {
+						go func() {
+							<-asked
+							cancel()
+						}()
+					}
+					r, err := s.client(t, wire.ClientOptions{}).RoundTrip(ctx, &wire.Request{Method: "GET", Target: "/", Host: "a"})
+					if err == nil {
+						_, err = io.ReadAll(r.Body)
+						_ = r.Body.Close()
+					}
+					if !errors.Is(err, want) {
+						t.Errorf("error %v", err)
+					}
+					select {
+					case <-asked:
+						<-gone
+						return true
+					default:
+						return false
+					}
 				}
-				defer cancel()
-				if how == "cancelled" {
-					go func() {
-						<-asked
-						cancel()
-					}()
+				for timeout := 100 * time.Millisecond; !try(timeout); timeout *= 2 {
 				}
-				r, err := s.client(t, wire.ClientOptions{}).RoundTrip(ctx, &wire.Request{Method: "GET", Target: "/", Host: "a"})
-				if err == nil {
-					_, err = io.ReadAll(r.Body)
-					_ = r.Body.Close()
-				}
-				if !errors.Is(err, want) {
-					t.Errorf("error %v", err)
-				}
-				<-gone
 			})
 		}
 	}

@@ -10,31 +10,17 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/wardmesh/ward/proxy/wire"
 )
 
-// plain is a server that answers everything, and admits a connection once admit lets it.
-func plain(t *testing.T, admit func()) (*wire.Server, net.Listener, <-chan error) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &wire.Server{
-		Accept: func(context.Context, net.Conn, *tls.ConnectionState) (any, error) {
-			admit()
-			return nil, nil
-		},
-		Handle: func(x *wire.Exchange) {
-			_, _ = x.Commit(&wire.Response{Status: 200, Body: io.NopCloser(strings.NewReader("ok")), Length: 2})
-		},
-		Refuse: func(any, string, int) *wire.Response { return &wire.Response{Status: 400} },
-	}
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(t.Context(), l) }()
-	return s, l, served
+// answering is a server that answers everything.
+func answering() *wire.Server {
+	return &wire.Server{Handle: func(x *wire.Exchange) {
+		_, _ = x.Commit(&wire.Response{Status: 200, Body: io.NopCloser(strings.NewReader("ok")), Length: 2})
+	}}
 }
 
 // caller is one connection of somebody who keeps it.
@@ -43,15 +29,7 @@ type caller struct {
 	r *bufio.Reader
 }
 
-func dial(t *testing.T, l net.Listener) *caller {
-	t.Helper()
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return &caller{c, bufio.NewReader(c)}
-}
+func newCaller(c net.Conn) *caller { return &caller{c, bufio.NewReader(c)} }
 
 // call makes one call, and says whether the connection ends with it.
 func (c *caller) call() (last bool, err error) {
@@ -66,18 +44,12 @@ func (c *caller) call() (last bool, err error) {
 	return resp.Close, err
 }
 
-// shutDown begins to drain, and returns when no more connection is accepted.
-func shutDown(t *testing.T, s *wire.Server, l net.Listener) <-chan error {
+// shutDown begins to drain.
+func shutDown(t *testing.T, s *wire.Server) <-chan error {
 	t.Helper()
 	down := make(chan error, 1)
 	go func() { down <- s.Shutdown(t.Context()) }()
-	for {
-		c, err := net.Dial("tcp", l.Addr().String())
-		if err != nil {
-			return down
-		}
-		_ = c.Close()
-	}
+	return down
 }
 
 func end(t *testing.T, what string, ended <-chan error) {
@@ -87,50 +59,62 @@ func end(t *testing.T, what string, ended <-chan error) {
 		if err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("%s does not end", what)
 	}
 }
 
 // Who keeps a connection and calls while the server drains is answered, and told that it was the last time.
 func TestDrainAnswersIdleConnections(t *testing.T) {
-	s, l, served := plain(t, func() {})
-	c, silent := dial(t, l), dial(t, l)
-	for _, c := range []*caller{c, silent} {
-		if last, err := c.call(); last || err != nil {
-			t.Fatal(last, err)
+	s := answering()
+	inTime(t, s, func(t *testing.T, dial func() net.Conn) {
+		c, silent := newCaller(dial()), newCaller(dial())
+		for _, c := range []*caller{c, silent} {
+			if last, err := c.call(); last || err != nil {
+				t.Fatal(last, err)
+			}
 		}
-	}
-	down := shutDown(t, s, l)
-	if last, err := c.call(); !last || err != nil {
-		t.Errorf("the call ends the connection: %v, %v", last, err)
-	}
-	if _, err := c.r.ReadByte(); err != io.EOF {
-		t.Errorf("the connection goes on: %v", err)
-	}
-	if _, err := silent.r.ReadByte(); err != io.EOF {
-		t.Errorf("the silent connection goes on: %v", err)
-	}
-	end(t, "Shutdown", down)
-	end(t, "Serve", served)
+		down := shutDown(t, s)
+		synctest.Wait()
+		if last, err := c.call(); !last || err != nil {
+			t.Errorf("the call ends the connection: %v, %v", last, err)
+		}
+		if _, err := c.r.ReadByte(); err != io.EOF {
+			t.Errorf("the connection goes on: %v", err)
+		}
+		if _, err := silent.r.ReadByte(); err != io.EOF {
+			t.Errorf("the silent connection goes on: %v", err)
+		}
+		end(t, "Shutdown", down)
+	})
 }
 
 // A connection that was accepted, but not admitted yet, is nobody else's any more: it is served.
 func TestDrainServesWhoIsBeingAdmitted(t *testing.T) {
-	accepted, admit := make(chan struct{}, 100), make(chan struct{})
-	s, l, served := plain(t, func() {
-		accepted <- struct{}{}
-		<-admit
+	synctest.Test(t, func(t *testing.T) {
+		admit := make(chan struct{})
+		s := answering()
+		s.Accept = func(context.Context, net.Conn, *tls.ConnectionState) (any, error) {
+			<-admit
+			return nil, nil
+		}
+		s.Refuse = func(any, string, int) *wire.Response { return &wire.Response{Status: 400} }
+		l := &piped{make(chan net.Conn), make(chan struct{})}
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(t.Context(), l) }()
+		near, far := net.Pipe()
+		l.conns <- far
+		c := newCaller(near)
+		synctest.Wait()
+		down := shutDown(t, s)
+		synctest.Wait()
+		close(admit)
+		if last, err := c.call(); !last || err != nil {
+			t.Errorf("the call ends the connection: %v, %v", last, err)
+		}
+		end(t, "Shutdown", down)
+		end(t, "Serve", served)
 	})
-	c := dial(t, l)
-	<-accepted
-	down := shutDown(t, s, l)
-	close(admit)
-	if last, err := c.call(); !last || err != nil {
-		t.Errorf("the call ends the connection: %v, %v", last, err)
-	}
-	end(t, "Shutdown", down)
-	end(t, "Serve", served)
 }
 
 // Who takes long to be admitted is not waited for: it may be as long as a handshake may take.
@@ -152,19 +136,26 @@ func TestDrainLeavesWhoIsNotAdmitted(t *testing.T) {
 	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(t.Context(), l) }()
-	dial(t, l)
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
 	<-accepted
-	end(t, "Shutdown", shutDown(t, s, l))
+	end(t, "Shutdown", shutDown(t, s))
 	end(t, "Serve", served)
 }
 
 // With nobody connected there is nothing to wait for.
 func TestDrainOfNobody(t *testing.T) {
-	s, _, served := plain(t, func() {})
-	ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
-	defer cancel()
-	if err := s.Shutdown(ctx); err != nil {
-		t.Error(err)
-	}
-	end(t, "Serve", served)
+	s := answering()
+	inTime(t, s, func(t *testing.T, _ func() net.Conn) {
+		began := time.Now()
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if waited := time.Since(began); waited > 0 {
+			t.Errorf("it waits for %s", waited)
+		}
+	})
 }
