@@ -164,7 +164,8 @@ func testBodyThatDoesNotCome(t *testing.T) {
 			return request("POST /fhir/Observation", "", bearer(w.issuer.token(t, "ehr")), "Content-Type: application/fhir+json", "Content-Length: 100") + "{"
 		}
 		t.Run("wanted/"+string(h.name), func(t *testing.T) {
-			w := newWorld(t, setup{service: func(s *proxy.Service) { s.MaxExchange = 300 * time.Millisecond }})
+			t.Parallel()
+			w := newWorld(t, setup{service: endsSoon})
 			c := h.dial(w, w.ehr)
 			a := send(t, c, half(w))
 			w.checkRefusal(t, a, h.name, proxy.CauseTimeout)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -68,7 +67,8 @@ func testH2Certificates(t *testing.T) {
 // testH2Slow: what a head's and an exchange's bounds are by HTTP/1.1 they are here.
 func testH2Slow(t *testing.T) {
 	t.Run("a head that does not end", func(t *testing.T) {
-		w := slow(t, func(s *wire.Server) { s.HeadTimeout = brief })
+		t.Parallel()
+		w := slow(t, func(s *wire.Server) { s.HeadTimeout = soon })
 		p := w.h2(t, w.portal.svid.Load())
 		p.Do(p.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.Block(w.fields("GET", "/fhir/Patient/a")...)}))
 		for _, err := p.ReadFrame(); err == nil; { // without an answer, which would stand amid the head
@@ -81,7 +81,8 @@ func testH2Slow(t *testing.T) {
 		w.upstream.untouched(t)
 	})
 	t.Run("a body that does not come", func(t *testing.T) {
-		w := newWorld(t, setup{service: func(s *proxy.Service) { s.MaxExchange = 300 * time.Millisecond }})
+		t.Parallel()
+		w := newWorld(t, setup{service: endsSoon})
 		p := w.h2(t, w.ehr.svid.Load())
 		p.Open(1, false, w.fields("POST", "/fhir/Observation", "content-type", "application/fhir+json", "authorization", "Bearer "+w.issuer.token(t, "ehr"))...)
 		p.Do(p.WriteData(1, false, []byte("{")))
@@ -165,7 +166,8 @@ func testH2Floods(t *testing.T) {
 		})
 	}
 	t.Run("zero window", func(t *testing.T) {
-		w := newWorld(t, setup{service: func(s *proxy.Service) { s.MaxExchange = 300 * time.Millisecond }})
+		t.Parallel()
+		w := newWorld(t, setup{service: endsSoon})
 		w.upstream.always(reply(200, strings.Repeat("x", 1<<20)))
 		p := w.h2(t, w.portal.svid.Load())
 		p.Stingy = true

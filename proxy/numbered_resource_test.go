@@ -147,7 +147,7 @@ func trickle(c io.Writer, first, piece string) (ended chan error) {
 }
 
 func testSlowHead(t *testing.T) {
-	bounds := func(s *wire.Server) { s.HeadTimeout = brief }
+	bounds := func(s *wire.Server) { s.HeadTimeout = soon } // from its first byte on, which must come within it, too
 	for name, c := range map[string]struct{ first, piece string }{
 		"half a line":       {"GET /fh", ""},
 		"half a head":       {getLine + " HTTP/1.1\r\n" + hostLine + "\r\n", ""},
@@ -156,6 +156,7 @@ func testSlowHead(t *testing.T) {
 	} {
 		for _, h := range hops {
 			t.Run(string(h.name)+"/"+name, func(t *testing.T) {
+				t.Parallel()
 				w := newWorld(t, setup{})
 				w.bounds = bounds
 				if h.name == proxy.HopIngress {

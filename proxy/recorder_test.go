@@ -153,6 +153,13 @@ func (o *observer) Defect(_ proxy.Hop, stack []byte) {
 	o.defects = append(o.defects, string(stack))
 }
 
+// found are the defects that were not taken away.
+func (o *observer) found() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.defects
+}
+
 // broken reports whether the log takes no records.
 func (l *recorder) broken() bool {
 	l.mu.Lock()

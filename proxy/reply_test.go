@@ -5,7 +5,6 @@ import (
 	"net"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -136,6 +135,9 @@ func testBrokenReplyLooksBroken(t *testing.T) {
 	}
 }
 
+// endsSoon bounds a service's exchanges.
+func endsSoon(s *proxy.Service) { s.MaxExchange = soon }
+
 // An upstream that is not there, and one that does not answer in time.
 func TestUpstreamAway(t *testing.T) {
 	hang := func(c net.Conn, _ *received) bool {
@@ -146,7 +148,6 @@ func TestUpstreamAway(t *testing.T) {
 		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Type: application/fhir+json\r\nContent-Length: 900\r\n\r\n{")
 		return hang(c, r)
 	}
-	brief := func(s *proxy.Service) { s.MaxExchange = 200 * time.Millisecond }
 	for name, c := range map[string]struct {
 		setup setup
 		do    func(u *upstream)
@@ -154,11 +155,12 @@ func TestUpstreamAway(t *testing.T) {
 		cause proxy.Cause
 	}{
 		"refuses connections": {setup{}, func(u *upstream) { _ = u.Close() }, []string{"read", "search", "create"}, proxy.CauseUpstream},
-		"does not answer":     {setup{service: brief}, func(u *upstream) { u.script(hang) }, []string{"read", "search", "create"}, proxy.CauseUpstreamTimeout},
-		"stops in the middle": {setup{service: brief}, func(u *upstream) { u.script(half) }, []string{"search", "confined read"}, proxy.CauseUpstreamTimeout},
+		"does not answer":     {setup{service: endsSoon}, func(u *upstream) { u.script(hang) }, []string{"read", "search", "create"}, proxy.CauseUpstreamTimeout},
+		"stops in the middle": {setup{service: endsSoon}, func(u *upstream) { u.script(half) }, []string{"search", "confined read"}, proxy.CauseUpstreamTimeout},
 	} {
 		for _, kind := range c.kinds {
 			t.Run(name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
 				w := newWorld(t, c.setup)
 				c.do(w.upstream)
 				p, stages := w.portal, []proxy.Stage{proxy.StageRefusal}

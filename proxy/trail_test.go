@@ -99,11 +99,12 @@ func TestNoTrailNoCall(t *testing.T) {
 			never:                  func(l *recorder) { l.hold = make(chan struct{}) },
 		} {
 			t.Run(c.name+"/"+failure, func(t *testing.T) {
-				w := newWorld(t, setup{service: func(s *proxy.Service) {
-					if failure == never {
-						s.MaxExchange = 100 * time.Millisecond
-					}
-				}})
+				var o setup
+				if failure == never {
+					t.Parallel()
+					o.service = endsSoon
+				}
+				w := newWorld(t, o)
 				w.trail.set(set)
 				conn, raw := w.dialIngress(w.ehr.svid.Load()), c.raw(w)
 				if _, err := io.WriteString(conn, raw); err != nil {

@@ -27,6 +27,9 @@ const (
 	serviceName = "fhir.ehr.mesh.internal"
 	// patience is how long a test waits for what must happen.
 	patience = time.Minute
+	// soon is when a bound ends before which a call must have come to where the test wants it, on a busy machine too.
+	// Tests that wait for it do so beside each other.
+	soon = 2 * time.Second
 )
 
 // cedar is the policy of the tests.
@@ -125,6 +128,11 @@ func newWorld(t testing.TB, s setup) *world {
 	ca := newAuthority(t, "clinic.test")
 	w := &world{TB: t, clock: &clock{}, ca: ca, self: newIdentity(ca.issue(t, "/ward/ehr"), ca.bundle()), upstream: newUpstream(t, listen(t)),
 		issuer: newIssuer(t), trail: newRecorder(t, s.dir), seen: newObserver(), denied: &denials{}, servers: map[string]*wire.Server{}, shared: map[*process]string{}, bounds: s.server}
+	t.Cleanup(func() { // when both wards have stopped
+		for _, d := range w.seen.found() {
+			t.Errorf("a journey failed: %s", d)
+		}
+	})
 	w.portal, w.ehr = w.process("/app/portal"), w.process("/app/ehr")
 	l := listen(t)
 	w.address = l.Addr().String()
@@ -161,11 +169,6 @@ func newWorld(t testing.TB, s setup) *world {
 	t.Cleanup(w.pool.Close)
 	w.egress = proxy.NewEgress(proxy.EgressOptions{Callers: callers{}, Services: directory{serviceName: w.service}, Pool: w.pool,
 		Audit: trail, Observe: observe, Now: w.clock.Now})
-	t.Cleanup(func() {
-		for _, d := range w.seen.defects {
-			t.Errorf("a journey failed: %s", d)
-		}
-	})
 	return w
 }
 
