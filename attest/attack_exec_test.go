@@ -43,7 +43,7 @@ func eventful(t testing.TB) *peer.Pinner {
 	first := start(t, "")
 	first.do("unix " + l.Addr().String())
 	_, p := acceptPinned(t, pinner, l) // it asks the kernel when there is somebody to ask about
-	for deadline := time.Now().Add(20 * time.Second); !pinner.Status().ExecEvents; {
+	for deadline := time.Now().Add(patience); !pinner.Status().ExecEvents; {
 		if reason := pinner.Status().Reason; reason != nil {
 			if _, recent := p.PidfsInode(); recent && initialNamespaces(t) { // Linux 6.9
 				t.Fatal(reason)
@@ -81,20 +81,25 @@ func initialNamespaces(t testing.TB) bool {
 func TestAttackExecSwapAtOnce(t *testing.T) {
 	pinner := eventful(t)
 	attacker, trusted := start(t, ""), copyProgram(t, "trusted")
-	var all []time.Duration
-	for tries := 0; len(all) < 20; tries++ {
-		if tries == 200 {
-			t.Fatalf("%d of %d execs were noticed without a sweep", len(all), tries)
+	for enough := time.Now().Add(patience); ; {
+		var all []time.Duration
+		for tries := 0; len(all) < 20; tries++ {
+			if tries >= 200 && time.Now().After(enough) {
+				t.Fatalf("%d of %d execs were noticed without a sweep", len(all), tries)
+			}
+			if took, swept := noticing(t, pinner, attacker, trusted); !swept {
+				all = append(all, took)
+			}
 		}
-		if took, swept := noticing(t, pinner, attacker, trusted); !swept {
-			all = append(all, took)
+		slices.Sort(all)
+		t.Logf("the attacker gets: %v at the median, %v at most, the exec included", all[len(all)/2], all[len(all)-1])
+		// Not the slowest, nor at any time: on a busy machine the exec itself may wait for longer.
+		if all[len(all)/2] <= 100*time.Millisecond {
+			return
 		}
-	}
-	slices.Sort(all)
-	t.Logf("the attacker gets: %v at the median, %v at most, the exec included", all[len(all)/2], all[len(all)-1])
-	// Not the slowest: on a busy machine the exec itself may wait for longer.
-	if all[len(all)/2] > 100*time.Millisecond {
-		t.Errorf("half of the execs take longer than %v to be noticed", all[len(all)/2])
+		if time.Now().After(enough) {
+			t.Fatalf("half of the execs take longer than %v to be noticed", all[len(all)/2])
+		}
 	}
 }
 

@@ -175,7 +175,7 @@ func removeCgroup(t testing.TB, dir string) {
 	})
 	for i := len(all) - 1; i >= 0; i-- {
 		// Processes that have just been killed may still be on their way out.
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(patience)
 		err := syscall.Rmdir(all[i])
 		for errors.Is(err, syscall.EBUSY) && time.Now().Before(deadline) {
 			_ = os.WriteFile(filepath.Join(all[i], "cgroup.kill"), []byte("1"), 0)

@@ -135,11 +135,14 @@ func wantReplaced(t testing.TB, err error) {
 	t.Logf("the attacker gets: %v", err)
 }
 
+// patience is how long a test waits for what must happen.
+const patience = time.Minute
+
 func await(t testing.TB, done <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-done:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatalf("%s is not noticed", what)
 	}
 }

@@ -74,7 +74,7 @@ func testCallerGoesAway(t *testing.T) {
 			w.upstream.script(func(c net.Conn, _ *received) bool {
 				close(arrived)
 				_, _ = c.Read(make([]byte, 1))
-				w.upstream.closed <- struct{}{}
+				w.upstream.ended()
 				return false
 			})
 			c := h.dial(w, w.portal)
@@ -94,7 +94,7 @@ func testCallerGoesAway(t *testing.T) {
 				for err == nil {
 					_, err = io.WriteString(c, "1000\r\n"+strings.Repeat("x", 0x1000)+"\r\n")
 				}
-				w.upstream.closed <- struct{}{}
+				w.upstream.ended()
 				return false
 			})
 			s := w.streamOn(h.dial(w, w.portal), plainRead(w))

@@ -20,7 +20,7 @@ func (w *world) answering(h hop, raw string) *upstream {
 	next.script(func(c net.Conn, _ *received) bool {
 		_, err := io.WriteString(c, raw)
 		if err != nil { // the peer has ended it before all was written
-			next.closed <- struct{}{}
+			next.ended()
 		}
 		return err == nil
 	})

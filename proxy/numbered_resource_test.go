@@ -228,7 +228,7 @@ func testSlowReader(t *testing.T) {
 				for piece := "10000\r\n" + strings.Repeat("x", 0x10000) + "\r\n"; err == nil; {
 					_, err = io.WriteString(c, piece)
 				}
-				w.upstream.closed <- struct{}{}
+				w.upstream.ended()
 				return false
 			})
 			c := h.dial(w, w.portal)

@@ -125,7 +125,7 @@ func (u *upstream) serve(c net.Conn, n int) {
 	for {
 		req, err := http.ReadRequest(in)
 		if err != nil {
-			u.closed <- struct{}{}
+			u.ended()
 			return
 		}
 		select {
@@ -145,12 +145,20 @@ func (u *upstream) serve(c net.Conn, n int) {
 		answer := u.answer
 		u.mu.Unlock()
 		if err != nil {
-			u.closed <- struct{}{}
+			u.ended()
 			return
 		}
 		if !answer(c, r) {
 			return
 		}
+	}
+}
+
+// ended tells that a peer has ended its connection.
+func (u *upstream) ended() {
+	select {
+	case u.closed <- struct{}{}:
+	default: // nobody counts them
 	}
 }
 

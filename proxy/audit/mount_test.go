@@ -195,7 +195,7 @@ func until(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.After(30 * time.Second); !done(); {
+	for end := time.After(2 * time.Minute); !done(); {
 		select {
 		case <-tick.C:
 		case <-end:

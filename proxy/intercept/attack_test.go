@@ -30,6 +30,9 @@ const (
 
 const vip = "127.128.0.5:8080"
 
+// patience is how long a test waits for what must happen.
+const patience = time.Minute
+
 func meshRange() netip.Prefix { return netip.MustParsePrefix("127.128.0.0/10") }
 
 func newTable(t *testing.T, cgroups string) *intercept.Table {
@@ -110,11 +113,11 @@ func call(t *testing.T, uid int, network, address string) (word string, err erro
 	t.Helper()
 	as(t, uid, func() {
 		var c net.Conn
-		if c, err = net.DialTimeout(network, address, 500*time.Millisecond); err != nil {
+		if c, err = net.DialTimeout(network, address, patience); err != nil {
 			return
 		}
 		defer func() { _ = c.Close() }()
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		b := make([]byte, 64)
 		var n int
 		n, err = c.Read(b)
@@ -204,7 +207,7 @@ func TestSquattingTheRangeGetsNothing(t *testing.T) {
 		}
 		defer c.Close()
 		if _, err := c.Write([]byte("secret")); err == nil {
-			_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+			_ = c.SetDeadline(time.Now().Add(patience))
 			_, err = c.Read(make([]byte, 1))
 			if !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("%v, want a refusal", err)
@@ -238,7 +241,7 @@ func TestConnectionsFromBeforeEnd(t *testing.T) {
 	}
 	apply(t, intercept.Rules{Range: meshRange(), Egress: netip.MustParseAddrPort("127.77.0.1:8080"), Owners: []uint32{ward}})
 	_, _ = io.WriteString(c, "secret")
-	_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("%v, want a reset", err)
 	}
@@ -335,7 +338,7 @@ func TestInterceptedUser(t *testing.T) {
 	}
 	apply(t, intercept.Rules{Egress: addr(egress), Owners: []uint32{ward}, Flows: []intercept.Flow{{User: app, Ports: []uint16{8080, 9090}}}})
 	_, _ = io.WriteString(before, "x")
-	_ = before.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = before.SetReadDeadline(time.Now().Add(patience))
 	if _, err := before.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a connection from before: %v, want a reset", err)
 	}
@@ -366,7 +369,7 @@ func TestInterceptedUser(t *testing.T) {
 			return
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(patience))
 		if _, err := io.ReadFull(c, make([]byte, len("portal"))); err != nil {
 			t.Error(err)
 		}
@@ -391,7 +394,7 @@ func TestGuardedUpstream(t *testing.T) {
 		wantRefused(t, 0, to[0], to[1])
 	}
 	_, _ = io.WriteString(old, "GET /")
-	_ = old.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = old.SetReadDeadline(time.Now().Add(patience))
 	if _, err := old.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("a stranger's connection from before: %v, want a reset", err)
 	}
@@ -415,7 +418,7 @@ func TestChangeKeepsConnections(t *testing.T) {
 	}
 	exchange := func(when string) {
 		t.Helper()
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(patience)
 		_, _ = c.SetDeadline(deadline), theirs.SetDeadline(deadline)
 		if _, err := io.WriteString(c, when); err != nil {
 			t.Fatal(when, err)

@@ -134,7 +134,7 @@ func TestAnswers(t *testing.T) {
 	} {
 		for _, network := range []string{"udp", "tcp"} {
 			t.Run(name+"/"+network, func(t *testing.T) {
-				client := &dns.Client{Net: network, Timeout: 10 * time.Second}
+				client := &dns.Client{Net: network, Timeout: time.Minute}
 				m, _, err := client.Exchange(c.q.Copy(), address)
 				if err != nil {
 					t.Fatal(err)
@@ -192,7 +192,7 @@ func TestNotOneQuestion(t *testing.T) {
 	two := question("fhir.ehr.mesh.internal.", dns.TypeA)
 	two.Question = append(two.Question, dns.Question{Name: "fhir.lab.mesh.internal.", Qtype: dns.TypeA, Qclass: dns.ClassINET})
 	for name, q := range map[string]*dns.Msg{"two": two, "none": {MsgHdr: dns.MsgHdr{Id: 9}}} {
-		m, _, err := (&dns.Client{Timeout: 10 * time.Second}).Exchange(q, address)
+		m, _, err := (&dns.Client{Timeout: time.Minute}).Exchange(q, address)
 		if err != nil || m.Rcode != dns.RcodeFormatError || m.Id != q.Id || len(m.Answer) > 0 {
 			t.Errorf("%s: %v %v", name, m, err)
 		}
@@ -217,7 +217,7 @@ func TestTruncation(t *testing.T) {
 		"as large as is taken": {"udp", edns(q(), 0, 1232), false},
 		"TCP":                  {"tcp", q(), false},
 	} {
-		m, _, err := (&dns.Client{Net: c.network, Timeout: 10 * time.Second, UDPSize: 4096}).Exchange(c.q, address)
+		m, _, err := (&dns.Client{Net: c.network, Timeout: time.Minute, UDPSize: 4096}).Exchange(c.q, address)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -249,7 +249,7 @@ func TestAResponseGetsNoAnswer(t *testing.T) {
 		}
 	}
 	// Only the second is answered, and whatever the first had caused would have come before.
-	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(time.Minute))
 	b := make([]byte, 512)
 	n, err := c.Read(b)
 	var m dns.Msg
