@@ -131,10 +131,10 @@ func testSlowHandshake(t *testing.T) {
 }
 
 // trickle writes piece after piece until the connection ends, each when the last has gone and a tick has come.
-func trickle(c io.Writer, first, piece string) (ended chan error) {
+func trickle(c io.Writer, first, piece string, every time.Duration) (ended chan error) {
 	ended = make(chan error, 1)
 	go func() {
-		tick := time.NewTicker(brief / 10)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		_, err := io.WriteString(c, first)
 		for err == nil {
@@ -168,7 +168,7 @@ func testSlowHead(t *testing.T) {
 					_, _ = io.WriteString(conn, c.first)
 					ended <- nil
 				} else {
-					ended = trickle(conn, c.first, c.piece)
+					ended = trickle(conn, c.first, c.piece, soon/20)
 				}
 				w.wantRefusal(t, conn, h.name, proxy.CauseTimeout)
 				_ = conn.Close()
@@ -199,7 +199,7 @@ func testSlowBody(t *testing.T) {
 				}
 				conn := h.dial(w, w.ehr)
 				head := rawHead(postLine+" HTTP/1.1", hostLine, fhirJSON, bearer(w.issuer.token(t, "ehr")))
-				ended := trickle(conn, strings.TrimSuffix(head, "\r\n")+c.first, c.piece)
+				ended := trickle(conn, strings.TrimSuffix(head, "\r\n")+c.first, c.piece, brief/10)
 				in := newReader(conn)
 				a := read(t, in, head)
 				if w.checkRefusal(t, a, h.name, proxy.CauseTimeout); !a.close {

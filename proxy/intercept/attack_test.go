@@ -108,12 +108,12 @@ func listen(t *testing.T, uid int, network, address, word string) *server {
 	return s
 }
 
-// call dials as uid and returns what it is greeted with.
-func call(t *testing.T, uid int, network, address string) (word string, err error) {
+// call dials as uid, within a time, and returns what it is greeted with.
+func call(t *testing.T, uid int, network, address string, within time.Duration) (word string, err error) {
 	t.Helper()
 	as(t, uid, func() {
 		var c net.Conn
-		if c, err = net.DialTimeout(network, address, patience); err != nil {
+		if c, err = net.DialTimeout(network, address, within); err != nil {
 			return
 		}
 		defer func() { _ = c.Close() }()
@@ -128,7 +128,7 @@ func call(t *testing.T, uid int, network, address string) (word string, err erro
 
 func wantWord(t *testing.T, uid int, network, address, want string) {
 	t.Helper()
-	if got, err := call(t, uid, network, address); got != want || err != nil {
+	if got, err := call(t, uid, network, address, patience); got != want || err != nil {
 		t.Errorf("uid %d at %s: %q, %v; want %q", uid, address, got, err, want)
 	}
 }
@@ -136,7 +136,7 @@ func wantWord(t *testing.T, uid int, network, address, want string) {
 // wantRefused wants an answer at once, and it is no.
 func wantRefused(t *testing.T, uid int, network, address string) {
 	t.Helper()
-	if got, err := call(t, uid, network, address); !errors.Is(err, syscall.ECONNREFUSED) {
+	if got, err := call(t, uid, network, address, patience); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("uid %d at %s: %q, %v; want a refusal", uid, address, got, err)
 	}
 }
@@ -261,7 +261,7 @@ func TestSquattingEgressGetsNothing(t *testing.T) {
 			network := "tcp"
 			squatter := listen(t, attacker, network, bind, "squatter")
 			for _, to := range []string{vip, egress.String()} {
-				if word, err := call(t, app, "tcp4", to); err == nil {
+				if word, err := call(t, app, "tcp4", to, 500*time.Millisecond); err == nil {
 					t.Errorf("at %s the application met %q", to, word)
 				}
 			}
