@@ -117,6 +117,7 @@ func framingBehaviours() []behaviour {
 		{"7 an early reply during an upload", both, testEarlyRefusalDuringUpload},
 		{"7 a reply that breaks off", both, testBrokenReplyLooksBroken},
 		{"7 bytes after the body", both, testBytesAfterReplies},
+		{"7 a reply cut at each byte", both, testReplyCutAtEachByte},
 		{"8 pipelined requests are each decided", both, testPipelinedRequests},
 		{"9 Expect: 100-continue is honoured", both, testExpectContinue},
 		{"9 a caller that goes away", both, testCallerGoesAway},

@@ -167,7 +167,9 @@ func (c *stormCaller) call(tag string, f fate) (more bool) {
 	_, _ = io.WriteString(c.conn, raw) // of which the ward may have had enough before its end
 	res, err := http.ReadResponse(c.in, nil)
 	if err != nil {
-		c.Errorf("%s has no answer: %v", tag, err)
+		if c.broken++; f.cut < 0 { // else it was cut before the answer's head was out
+			c.Errorf("%s, %+v: no answer: %v", tag, f, err)
+		}
 		return false
 	}
 	c.decisions = append(c.decisions, res.Header.Get(proxy.HeaderDecision))
