@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // The scripts in testdata/script drive the real binary. What they compare with is what users see; run
@@ -28,6 +29,7 @@ var update = flag.Bool("update", false, "write what the commands say into the sc
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
+		WorkdirRoot:         inMemory(t),
 		UpdateScripts:       *update,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
@@ -52,6 +54,22 @@ func TestScript(t *testing.T) {
 			"exits": exits, "masked": masked, "find": find, "start": start, "quits": quits,
 		},
 	})
+}
+
+// inMemory is a folder for the scripts in memory, where there is much of that and programs may run: of a slow disk Ward tells
+// in its status. It is "", for the usual place, elsewhere.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	var s unix.Statfs_t
+	if unix.Statfs("/dev/shm", &s) != nil || s.Bavail*uint64(s.Bsize) < 1<<30 || s.Flags&unix.ST_NOEXEC != 0 || unix.Access("/dev/shm", unix.W_OK) != nil { //nolint:gosec // no size is negative
+		return ""
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "ward")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // exits runs a command that must end with exactly that status: exits 2 ward foo

@@ -22,11 +22,7 @@ import (
 // write makes a config for a host that has one workload: whatever runs as this user.
 func write(tb testing.TB, extra string) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "ward") // sockets' paths are short
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := folder(tb)
 	file := filepath.Join(dir, "ward.yaml")
 	text := fmt.Sprintf(`trust_domain: clinic.test
 authority: {dir: authority}

@@ -25,6 +25,7 @@ import (
 // host is a clinic whose roles are processes of their own, run from builds of Ward that say different versions.
 type host struct {
 	*clinic
+	bins string // where programs may be executed
 	log  *os.File
 	pids map[config.Role]int
 }
@@ -34,7 +35,7 @@ func newHost(t *testing.T, versions ...string) *host {
 	if testing.Short() {
 		t.Skip("SKIPPED: it builds Ward; it needs a test that is not -short")
 	}
-	h := &host{clinic: newClinic(t), pids: map[config.Role]int{}}
+	h := &host{clinic: newClinic(t), bins: t.TempDir(), pids: map[config.Role]int{}}
 	for _, v := range versions {
 		build := exec.Command("go", "build", "-ldflags", "-s -w -X main.version="+v, "-o", h.bin(v), "..")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -58,7 +59,7 @@ func newHost(t *testing.T, versions ...string) *host {
 	return h
 }
 
-func (h *host) bin(version string) string { return filepath.Join(h.dir, "bin", version, "ward") }
+func (h *host) bin(version string) string { return filepath.Join(h.bins, version, "ward") }
 
 func (h *host) begin(version string, role config.Role) {
 	h.Helper()
