@@ -243,7 +243,7 @@ func (l *live) attackPool(ctx context.Context) (string, error) {
 			return err
 		}
 		var s *sighting
-		for last := time.Now().Add(5 * time.Second); s == nil; time.Sleep(10 * time.Millisecond) { // it answers, and then writes it down
+		for last := time.Now().Add(patience); s == nil; time.Sleep(10 * time.Millisecond) { // it answers, and then writes it down
 			if s, err = l.seen(a.decision()); err != nil {
 				return err
 			}

