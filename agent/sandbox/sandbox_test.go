@@ -117,7 +117,7 @@ func (a attempt) try() error {
 	case "execute":
 		return exec.Command(a.At).Run()
 	case "listen":
-		return withTCP(func(fd int) error { return unix.Bind(fd, loopback(a.At)) })
+		return withTCP(func(fd int) error { return unix.Bind(fd, own(a.At)) })
 	case "dial":
 		return withTCP(func(fd int) error { return unix.Connect(fd, loopback(a.At)) })
 	case "signal":
@@ -146,6 +146,13 @@ func withTCP(do func(int) error) error {
 func loopback(port string) unix.Sockaddr {
 	n, _ := strconv.Atoi(port)
 	return &unix.SockaddrInet4{Port: n, Addr: [4]byte{127, 0, 0, 1}}
+}
+
+// own is a port of an address that no other process uses: on 127.0.0.1 another package's test may listen there by now.
+func own(port string) unix.Sockaddr {
+	n, _ := strconv.Atoi(port)
+	pid := os.Getpid()
+	return &unix.SockaddrInet4{Port: n, Addr: [4]byte{127, 64 | byte(pid>>16&0x1f), byte(pid >> 8), byte(pid)}}
 }
 
 // place is a host of its own in a folder: a config and what it names.
