@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 	"github.com/wardmesh/ward/proxy/wire"
 )
 
-// Egress passes a request's body on while it comes.
+// Egress passes a request's body on while it comes, unless it is known to be short.
 func TestRequestBodyIsStreamed(t *testing.T) {
 	w := newWorld(t, setup{})
 	first := make(chan string, 1)
@@ -34,7 +35,7 @@ func TestRequestBodyIsStreamed(t *testing.T) {
 		}}
 	w.serve(server, plain)
 	for name, parts := range map[string][2]string{
-		"length": {"Content-Length: 10\r\n\r\nfirst", "later"},
+		"length": {"Content-Length: 10005\r\n\r\nfirst", strings.Repeat("later", 2000)},
 		"chunks": {"Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n", "5\r\nlater\r\n0\r\n\r\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -50,11 +51,64 @@ func TestRequestBodyIsStreamed(t *testing.T) {
 			case <-time.After(patience):
 				t.Fatal("the body waits for its end")
 			}
-			if a := send(t, c, parts[1]); a.status != 200 || a.body != "later" {
+			if a := send(t, c, parts[1]); a.status != 200 || !strings.HasPrefix(a.body, "later") {
 				t.Errorf("%d %q", a.status, a.body)
 			}
 		})
 	}
+}
+
+// A short body that does not come to its end takes no connection between wards: that one could not be used again.
+func TestShortBodyIsWaitedFor(t *testing.T) {
+	w := newWorld(t, setup{})
+	plain := &countedListener{Listener: listen(t)}
+	w.service.Addresses = []string{plain.Addr().String()}
+	bodies := make(chan string, 1)
+	w.serve(&wire.Server{TLS: proxy.ServerTLS(w.self, time.Now),
+		Accept: func(context.Context, net.Conn, *tls.ConnectionState) (any, error) { return nil, nil },
+		Refuse: func(any, string, int) *wire.Response { return &wire.Response{Status: 400} },
+		Handle: func(x *wire.Exchange) {
+			b, _ := io.ReadAll(x.Request.Body)
+			bodies <- string(b)
+			_, _ = x.Commit(&wire.Response{Status: 200, Header: wire.Header{{Name: "Ward-Decision", Value: someDecision}}})
+		}}, plain)
+	head := "POST /fhir/Observation HTTP/1.1\r\nHost: " + serviceName + "\r\nContent-Length: 10\r\n\r\n"
+	c := w.dialEgress(w.portal)
+	if _, err := io.WriteString(c, head+"first"); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	r := w.trail.await(t, 1, func(r *proxy.Record) bool { return r.Hop == proxy.HopEgress })[0]
+	if r.Stage != proxy.StageRefusal {
+		t.Errorf("%s", toJSON(r))
+	}
+	if n := plain.accepted.Load(); n > 0 {
+		t.Errorf("%d connections were made for half a body", n)
+	}
+	c = w.dialEgress(w.portal)
+	if _, err := io.WriteString(c, head+"first"); err != nil {
+		t.Fatal(err)
+	}
+	if a := send(t, c, "later"); a.status != 200 {
+		t.Fatalf("%d %q", a.status, a.body)
+	}
+	if got := <-bodies; got != "firstlater" {
+		t.Errorf("%q", got)
+	}
+}
+
+// countedListener counts the connections that it accepts.
+type countedListener struct {
+	net.Listener
+	accepted atomic.Int64
+}
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.accepted.Add(1)
+	}
+	return c, err
 }
 
 // A caller that goes away takes its call with it, on both hops and at the FHIR server.
@@ -109,7 +163,7 @@ func testCallerGoesAway(t *testing.T) {
 		t.Run("amid the request/"+string(h.name), func(t *testing.T) {
 			w := newWorld(t, setup{})
 			c := h.dial(w, w.ehr)
-			half := request("POST /fhir/Observation", "", bearer(w.issuer.token(t, "ehr")), "Content-Type: application/fhir+json", "Content-Length: 100")
+			half := request("POST /fhir/Observation", "", bearer(w.issuer.token(t, "ehr")), "Content-Type: application/fhir+json", "Content-Length: 10000")
 			_, _ = io.WriteString(c, half+`{"resourceType":`)
 			_ = c.Close()
 			r := w.trail.await(t, 1, func(r *proxy.Record) bool { return r.Hop == proxy.HopIngress && r.Stage == proxy.StageRefusal })[0]

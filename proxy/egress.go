@@ -214,14 +214,22 @@ func (c *outbound) forward() error {
 	if err != nil {
 		return err
 	}
+	if err := c.gather(); err != nil {
+		return c.failure(err)
+	}
 	c.sent = true
 	if c.reply, err = client.RoundTrip(&c.bound, &c.request); err != nil {
-		if own := c.body.fault(c.bound.Err() != nil); own != nil && c.x.Context().Err() == nil {
-			return own
-		}
-		return upstreamFailure(c.x.Context(), &c.bound, err)
+		return c.failure(err)
 	}
 	return nil
+}
+
+// failure says why there is no reply: what the caller did is not put down to the other end.
+func (c *outbound) failure(err error) error {
+	if own := c.body.fault(c.bound.Err() != nil); own != nil && c.x.Context().Err() == nil {
+		return own
+	}
+	return upstreamFailure(c.x.Context(), &c.bound, err)
 }
 
 func (c *outbound) relay() error {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -61,4 +62,23 @@ func (s *source) fault(late bool) error {
 		return Refuse(CauseTimeout, "the body did not arrive in time")
 	}
 	return Refuse(CauseMalformed, "the body ended early, or is not framed as HTTP")
+}
+
+// mostGathered is up to what length egress waits for a body before it takes a connection between wards.
+const mostGathered = 8 << 10
+
+// gather waits for a short body. One that trickles, or never ends, then costs a local connection and a few kilobytes, and
+// not a connection to the other ward as well, which cannot be used again after half a request: else each slow caller would
+// cost both hosts a handshake. It costs the others nothing: ingress, too, judges a body when it has all of it.
+func (c *outbound) gather() error {
+	n := c.request.Length
+	if n <= 0 || n > mostGathered || int64(c.body.Buffered()) >= n {
+		return nil
+	}
+	b := make([]byte, n)
+	if _, err := io.ReadFull(&c.body, b); err != nil {
+		return err
+	}
+	c.request.Body = bytes.NewReader(b)
+	return nil
 }
