@@ -85,7 +85,8 @@ func (s *Server) judge(ctx context.Context, c net.Conn, turn *waiter) *admitted 
 	if s.tls != nil {
 		under = NewBulk(out)
 		secure = tls.Server(under, s.tls)
-		if err := secure.HandshakeContext(ctx); err != nil {
+		err := s.handshake(ctx, secure, out)
+		if err != nil {
 			if s.Failed != nil {
 				s.Failed(c.RemoteAddr(), err)
 			}
@@ -104,6 +105,17 @@ func (s *Server) judge(ctx context.Context, c net.Conn, turn *waiter) *admitted 
 		return nil
 	}
 	return s.admit(c, out, under, secure, value)
+}
+
+// handshake makes the handshake. Those of peers that are there take turns: one costs as much as dozens of calls, the
+// runtime knows no priorities, and calls that run would wait behind all that have come at once.
+func (s *Server) handshake(ctx context.Context, c *tls.Conn, out *outlet) error {
+	out.turns = s.turns
+	defer func() {
+		out.yield()
+		out.turns = nil
+	}()
+	return c.HandshakeContext(ctx)
 }
 
 // Bounded closes c at the given time, whatever runs on it, and returns a connection whose Close stops the timer.

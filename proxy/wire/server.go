@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -61,6 +62,7 @@ type Server struct {
 	limits  http1.Limits
 	context context.Context // ends when what is left is closed
 	close   context.CancelFunc
+	turns   chan struct{} // full while as many handshakes are computed as may be: see handshake
 	stores  stores
 	dates   dates
 	drain
@@ -92,6 +94,8 @@ func (s *Server) setup() {
 		// Long bodies are written in pieces of many records, which growing records would only cut up.
 		s.tls.DynamicRecordSizingDisabled = true
 	}
+	// The other half of the processors is for calls that run.
+	s.turns = make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2))
 	s.limits.Head = s.HeadBytes
 	s.context, s.close = context.WithCancel(context.Background())
 	s.taking, s.ending = context.WithCancel(s.context)

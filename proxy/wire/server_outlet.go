@@ -17,6 +17,9 @@ type outlet struct {
 	grace time.Duration // in which a peer takes rate bytes a second
 	rate  int
 
+	turns chan struct{} // for handshakes; nil when this one is over
+	turn  bool          // it has one
+
 	reader *admitted // is told when a read that it is in has to wait, once; it belongs to that reader
 
 	mu    sync.Mutex
@@ -31,12 +34,32 @@ func (o *outlet) Read(p []byte) (int, error) {
 		o.reader = nil
 		a.waits()
 	}
-	return o.Conn.Read(p)
+	if o.turns == nil {
+		return o.Conn.Read(p)
+	}
+	o.yield()
+	n, err := o.Conn.Read(p)
+	if err == nil {
+		o.turns <- struct{}{}
+		o.turn = true
+	}
+	return n, err
+}
+
+// yield gives back the turn that a handshake has taken when its peer was heard.
+func (o *outlet) yield() {
+	if o.turn {
+		o.turn = false
+		<-o.turns
+	}
 }
 
 // Write implements net.Conn: it writes while the peer keeps to the rate. Bytes in the kernel's buffer count as taken: a
 // peer that is behind is one for which that is full.
 func (o *outlet) Write(p []byte) (n int, err error) {
+	if o.turns != nil { // no turn lasts while a peer is waited for
+		o.yield()
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for {

@@ -222,3 +222,53 @@ func TestUntilEndsTheWritingOfAnAnswer(t *testing.T) {
 		}
 	})
 }
+
+// deaf is a connection whose reader is never given anything before it is closed.
+type deaf struct {
+	net.Conn
+	ended chan struct{}
+	once  sync.Once
+}
+
+func (d *deaf) Read([]byte) (int, error) {
+	<-d.ended
+	return 0, net.ErrClosed
+}
+
+func (d *deaf) Close() error {
+	d.once.Do(func() { close(d.ended) })
+	return d.Conn.Close()
+}
+
+// Handshakes take turns, and no peer keeps the turn while it is waited for: neither one whose hello does not come to its
+// end, nor one that does not take the server's answer.
+func TestStalledHandshakesDelayNobody(t *testing.T) {
+	cfg := secure(t)
+	inTime(t, &wire.Server{TLS: cfg, Handle: echo}, func(t *testing.T, dial func() net.Conn) {
+		const many = 8                                  // more than there are turns
+		client := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // whom it calls is not the point
+		var stalled sync.WaitGroup
+		defer stalled.Wait()
+		for range many {
+			half := dial()
+			defer func() { _ = half.Close() }()
+			if _, err := half.Write([]byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3}); err != nil {
+				t.Error(err)
+			}
+			still := &deaf{Conn: dial(), ended: make(chan struct{})}
+			defer func() { _ = still.Close() }()
+			stalled.Go(func() { _ = tls.Client(still, client).HandshakeContext(t.Context()) })
+		}
+		synctest.Wait()
+		defer func(start time.Time) {
+			if d := time.Since(start); d > 0 {
+				t.Errorf("it took %v", d)
+			}
+		}(time.Now())
+		c := tls.Client(dial(), client)
+		if err := c.HandshakeContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.NetConn().Close()
+	})
+}
