@@ -153,7 +153,11 @@ func (s *strangers) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, er
 		return nil, proxy.OfProcess(fmt.Sprintf("uid %d", referred.UID()), err)
 	}
 	process := fmt.Sprintf("%s, uid %d", ref, referred.UID())
-	loan, err := s.client.Borrow(ctx, ref)
+	standing, err := referred.Standing()
+	if err != nil {
+		return nil, proxy.OfProcess(process, err)
+	}
+	loan, err := s.client.BorrowSeen(ctx, ref, standing)
 	if err != nil {
 		return nil, proxy.OfProcess(process, refusal(err))
 	}
