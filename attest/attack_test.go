@@ -148,8 +148,8 @@ func TestAttackExecWithSameLayout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Without frequent sweeps: one in the middle of the exec would see a layout that is half made.
-	layoutOnly, err := newPinner(t, peer.Options{Sweep: time.Second, Without: peer.Missing{Pagemap: true}}).Unix(conn)
+	// Without frequent sweeps or events: a look in the middle of the exec would see a layout that is half made.
+	layoutOnly, err := newPinner(t, peer.Options{Sweep: time.Second, Without: peer.Missing{Pagemap: true, ExecEvents: true}}).Unix(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
