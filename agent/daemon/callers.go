@@ -153,11 +153,7 @@ func (s *strangers) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, er
 		return nil, proxy.OfProcess(fmt.Sprintf("uid %d", referred.UID()), err)
 	}
 	process := fmt.Sprintf("%s, uid %d", ref, referred.UID())
-	standing, err := referred.Standing()
-	if err != nil {
-		return nil, proxy.OfProcess(process, err)
-	}
-	loan, err := s.client.BorrowSeen(ctx, ref, standing)
+	loan, err := s.client.Borrow(ctx, ref)
 	if err != nil {
 		return nil, proxy.OfProcess(process, refusal(err))
 	}
