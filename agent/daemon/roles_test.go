@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/wardmesh/ward/agent/admin"
 	"github.com/wardmesh/ward/agent/config"
 	"github.com/wardmesh/ward/agent/daemon"
 	"github.com/wardmesh/ward/proxy"
@@ -48,7 +49,8 @@ func TestRolesApartServeACall(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if a, e, i := agent.status(), egress.status(), ingress.status(); a.Authority.Kind != "embedded" || e.Authority.Kind != "" || i.Authority.Kind != "" ||
+	counted := ingress.until("the call is counted", func(s admin.Status) bool { return s.Calls.Allowed > 0 }) // which follows its record
+	if a, e, i := agent.status(), egress.status(), counted; a.Authority.Kind != "embedded" || e.Authority.Kind != "" || i.Authority.Kind != "" ||
 		len(i.Issuers) != 1 || len(e.Issuers) != 0 || i.Calls.Allowed != 1 {
 		t.Errorf("a role tells of what is another's: %+v\n%+v\n%+v", a, e, i)
 	}
