@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -98,12 +97,8 @@ func (c *outbound) attest() error {
 	if c.local.refused != nil {
 		return c.local.refused
 	}
-	if err := c.local.caller.Err(); err != nil {
-		var r *Refusal
-		if errors.As(err, &r) {
-			return r
-		}
-		return Refuse(CausePeerChanged, "%w", err)
+	if err := c.local.gone(); err != nil {
+		return err
 	}
 	c.caller = c.local.caller
 	return nil
@@ -217,6 +212,9 @@ func (c *outbound) forward() error {
 	if err := c.gather(); err != nil {
 		return c.failure(err)
 	}
+	if err := c.local.leave(&c.bound); err != nil {
+		return err
+	}
 	c.sent = true
 	if c.reply, err = client.RoundTrip(&c.bound, &c.request); err != nil {
 		return c.failure(err)
@@ -236,6 +234,9 @@ func (c *outbound) relay() error {
 	status, peer := c.reply.Status, peerDecision(c.reply.Header)
 	if peer == "" {
 		return Refuse(CauseUpstreamReply, "%s answered without a decision", c.service.ID)
+	}
+	if err := c.local.carry(); err != nil {
+		return err
 	}
 	answer := &c.room.answer
 	*answer = wire.Response{Status: status, Header: c.reply.Header, Body: c.reply.Body, Length: c.reply.Length}
@@ -267,13 +268,18 @@ func (c *outbound) record() *Record {
 func (c *outbound) refuse(err error) {
 	rec := c.record()
 	rec.Stage = StageRefusal
+	over := c.local.over()
+	if over && c.x.Context().Err() == nil {
+		err = c.local.gone() // whatever has come of that
+	}
 	answer := refusal(rec, err, c.decision)
-	if c.local != nil && c.local.refused != nil {
+	if over || c.local.refused != nil {
 		answer.Close = true // who has an identity is decided when it connects, and may be decided otherwise by then
 	}
 	c.ended = true
 	recordRefusal(c.Audit, rec)
 	_, _ = c.x.Commit(answer)
+	c.local.told()
 	c.Observe.Call(HopEgress, rec.Service, rec)
 }
 

@@ -1,9 +1,7 @@
 package proxy
 
 import (
-	"maps"
 	"net"
-	"slices"
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -80,7 +78,7 @@ func (e *Egress) unfollow(l *Local) {
 	close(f.gone)
 }
 
-// attend cuts the connections of f when their identity ends, whatever calls are under way on them, and takes each new
+// attend cuts the connections of f when their identity ends, whatever answers are under way on them, and takes each new
 // bundle to the connections that were opened in this identity's name. Those that were opened with an SVID which has been
 // renewed, or whose process is gone, are let go.
 func (e *Egress) attend(f *follower) {
@@ -109,13 +107,19 @@ func (e *Egress) attend(f *follower) {
 	}
 }
 
-// cut closes all connections of f. One that comes later has a follower of its own, which finds the end at once.
+// cut closes the connections of f, but for those on which nothing has been answered yet: their first call is refused. One
+// that comes later has a follower of its own, which finds the end at once.
 func (e *Egress) cut(f *follower) {
 	e.followed.mu.Lock()
 	if e.followed.all[f.lease] == f {
 		delete(e.followed.all, f.lease)
 	}
-	conns := slices.Collect(maps.Values(f.conns))
+	conns := make([]net.Conn, 0, len(f.conns))
+	for l, c := range f.conns {
+		if !l.spare() {
+			conns = append(conns, c)
+		}
+	}
 	e.followed.mu.Unlock()
 	for _, c := range conns {
 		_ = c.Close()

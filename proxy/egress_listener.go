@@ -19,6 +19,8 @@ type Local struct {
 	process string    // which process it is, for the trail
 	refused error     // why it has no identity; each of its requests gets this answer
 	rests   *follower // of its identity; nil where it has none
+
+	ending ending
 }
 
 // Server is the listener's side of the journey. On a service's own socket, service is that service; on the shared
