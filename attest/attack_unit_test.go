@@ -134,6 +134,23 @@ func unitSpoofs(t *testing.T, root, manager string, without peer.Missing) {
 		_, err = attest.Run(t.Context(), p, []attest.Attestor{fresh})
 		wantError(t, err, attest.ErrMismatch)
 	})
+	t.Run("a caller that changes its cgroup between two connections", func(t *testing.T) {
+		if without.PeerPidfd {
+			_, err := pinner.Refer(l, nil)
+			wantError(t, err, peer.ErrNoReference)
+			return
+		}
+		caller := inCgroup(t, "/system.slice/bridge.service")
+		caller.do("unix " + l.Addr().String())
+		c, _ := acceptReferred(t, pinner, l)
+		before := standing(t, c)
+		caller.do("cgroup " + root + "/clinic.slice/bridge.service")
+		caller.do("unix " + l.Addr().String())
+		c, _ = acceptReferred(t, pinner, l)
+		if now := standing(t, c); now.Same(before) || before.Cgroup != 0 && now.Cgroup == before.Cgroup {
+			t.Errorf("%+v; before it was %+v", now, before)
+		}
+	})
 	t.Run("a TCP socket made in another cgroup", func(t *testing.T) {
 		l := listenTCP(t, "127.0.0.1:0")
 		owner := inCgroup(t, "/system.slice/bridge.service")

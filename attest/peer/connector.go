@@ -139,35 +139,51 @@ func (c *connector) listen(mask, question uint32) error {
 }
 
 // receive waits for the next event of the kernel. errLost: some did not fit; errEvent: one cannot be understood.
-func (c *connector) receive() (event, error) {
+func (c *connector) receive() (e event, err error) {
+	var inner error
+	err = c.raw.Read(func(fd uintptr) bool {
+		e, inner = nextEvent(int(fd), c.buf[:])
+		return !errors.Is(inner, unix.EAGAIN)
+	})
+	if err != nil {
+		return event{}, err
+	}
+	return e, inner
+}
+
+// nextEvent takes the next event of the kernel from a connector's socket. It does not wait: EAGAIN says that there is none.
+// An error is otherwise as receive's.
+func nextEvent(fd int, buf []byte) (event, error) {
 	for {
-		var n int
-		var from unix.Sockaddr
-		var inner error
-		err := c.raw.Read(func(fd uintptr) bool {
-			for {
-				n, from, inner = unix.Recvfrom(int(fd), c.buf[:], unix.MSG_DONTWAIT|unix.MSG_TRUNC)
-				if !errors.Is(inner, unix.EINTR) {
-					return !errors.Is(inner, unix.EAGAIN)
-				}
-			}
-		})
+		n, from, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT|unix.MSG_TRUNC)
 		switch {
-		case err != nil:
-			return event{}, err
-		case errors.Is(inner, unix.ENOBUFS):
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ENOBUFS):
 			return event{}, errLost
-		case inner != nil:
-			return event{}, os.NewSyscallError("recvfrom", inner)
+		case err != nil:
+			return event{}, os.NewSyscallError("recvfrom", err)
 		}
 		if a, ok := from.(*unix.SockaddrNetlink); !ok || a.Pid != 0 {
 			continue // anybody may send to this socket; only the kernel is believed
 		}
-		if n > len(c.buf) {
+		if n > len(buf) {
 			return event{}, errEvent
 		}
-		return parseEvent(c.buf[:n])
+		return parseEvent(buf[:n])
 	}
+}
+
+// unread gives the connector's socket away as a descriptor that nobody waits for, and closes the connector.
+func (c *connector) unread() (fd int, err error) {
+	fd = -1
+	var inner error
+	err = c.raw.Control(func(own uintptr) { fd, inner = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 3) })
+	c.close()
+	if inner != nil {
+		return -1, os.NewSyscallError("fcntl", inner)
+	}
+	return fd, err
 }
 
 func (c *connector) close() { _ = c.file.Close() }

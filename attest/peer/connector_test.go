@@ -198,3 +198,66 @@ func TestLostEvents(t *testing.T) {
 	}
 	t.Fatal("no exec is told any more")
 }
+
+// Of events that were lost nobody knows whose they were: all count as changed, until the queue was empty once, and then
+// each process alone does again.
+func TestLostChanges(t *testing.T) {
+	var c changes
+	defer c.close()
+	c.begin(Options{})
+	<-c.begun
+	if c.last(1) == 0 {
+		t.Skip("SKIPPED: needs the events of the proc connector (Linux 6.6, the host's own namespaces)")
+	}
+	path, err := exec.LookPath("true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func() int {
+		cmd := exec.Command(path)
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd.Process.Pid
+	}
+	own, alone := os.Getpid(), false
+	for range 10 { // a busy machine may lose some
+		before := c.last(own)
+		if pid := run(); c.last(pid) <= before {
+			t.Fatalf("%d has changed: %d; before it was %d", pid, c.last(pid), before)
+		}
+		alone = alone || c.last(own) == before
+	}
+	if !alone {
+		t.Error("this process changes with every other")
+	}
+	if err := unix.SetsockoptInt(c.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0); err != nil { // the least that there is
+		t.Fatal(err)
+	}
+	before := max(c.last(own), c.last(1))
+	for range 30 {
+		run()
+	}
+	if c.last(own) <= before || c.last(1) <= before {
+		t.Errorf("%d and %d after a loss; before %d", c.last(own), c.last(1), before)
+	}
+}
+
+// More processes than are told apart count as a change of all, so that who makes them takes no more memory.
+func TestManyChanges(t *testing.T) {
+	c := changes{count: 1, floor: 1, latest: map[int]uint64{}}
+	for pid := range maxChanged {
+		c.changed(10 + pid)
+	}
+	if c.floor != 1 || c.latest[10] != 2 {
+		t.Fatalf("%d, %d", c.floor, c.latest[10])
+	}
+	c.changed(11) // it is known
+	if c.floor != 1 {
+		t.Fatal("one that is known is one too many")
+	}
+	c.changed(9)
+	if len(c.latest) != 1 || c.floor <= uint64(maxChanged) || c.latest[9] <= c.floor {
+		t.Errorf("%d processes, %d, %d", len(c.latest), c.floor, c.latest[9])
+	}
+}

@@ -44,6 +44,14 @@
 // has been so all the time, so who held the client's end when the agent looked is who sent what will be read. The
 // agent tells by itself, by [Process.Done], when that process ends or becomes another.
 //
+// A Unix socket's peer that connects again and again need not be looked into each time. [Referred.Standing] is what anybody
+// may see of it: its groups at connect, its cgroup, and when it has last replaced its program or changed its user. The last
+// the kernel's proc connector tells, and nobody waits for it: the event of an execve is in the socket's queue before the new
+// program runs its first instruction, so the queue is read when a standing is asked for, and what connects after an execve
+// never stands as the program before it did. Events that were lost count as a change of everybody. While two standings are
+// the same, what the agent found at the first is true at the second, but for what the process does not decide itself (a
+// file that is renamed, a folder that is given away): who relies on it asks the agent anew before long.
+//
 // # Servers
 //
 // [Pinner.Serving] is the question turned round: who serves at the other end of a connection that this process has

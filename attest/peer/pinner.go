@@ -72,7 +72,8 @@ type Pinner struct {
 	raw     syscall.RawConn
 	watcher chan struct{} // closed when the watching goroutine has ended
 
-	execs execs
+	execs   execs
+	changes changes
 
 	searching sync.RWMutex // held for reading while groups and diag are in use, for writing to close them
 
@@ -149,6 +150,7 @@ func (p *Pinner) Close() error {
 		return nil
 	}
 	p.execs.close()
+	p.changes.close()
 	for _, process := range held {
 		_ = process.Close()
 	}

@@ -33,6 +33,9 @@ func (p *Pinner) Refer(l net.Listener, refused func(error)) (*Listener, error) {
 	if err := prepare(l); err != nil {
 		return nil, err
 	}
+	if _, ok := l.(*net.UnixListener); ok {
+		p.changes.begin(p.options)
+	}
 	return &Listener{Listener: l, refused: refused, take: func(c net.Conn) (net.Conn, error) { return p.Referred(c) }}, nil
 }
 
@@ -71,6 +74,7 @@ type Referred struct {
 	pinner    *Pinner
 	receiver  *receiver // nil for TCP
 	reference attest.Reference
+	groups    string // of the process when it connected, packed
 	uid       uint32
 	dialed    netip.AddrPort
 
@@ -126,7 +130,7 @@ func (r *Referred) unix() error {
 	if s.pidfd < 0 {
 		return fmt.Errorf("%w: %w", ErrNoReference, errNoPeerPidfd)
 	}
-	r.pidfd, r.uid = s.pidfd, s.cred.Uid
+	r.pidfd, r.uid, r.groups = s.pidfd, s.cred.Uid, packed(s.groups)
 	inode := pidfsInode(s.pidfd)
 	if inode == 0 {
 		return fmt.Errorf("%w: %w", ErrNoReference, errNoPidfs)
@@ -135,29 +139,32 @@ func (r *Referred) unix() error {
 	if err := r.pinner.users.known(s.cred.Uid, s.cred.Gid); err != nil {
 		return err
 	}
-	return r.sameProcess()
+	_, err := r.sameProcess()
+	return err
 }
 
-// sameProcess is nil while the process that connected lives, as the user who connected. Where the kernel does not
-// tell a process's user (before Linux 6.13), the agent still compares it with the reference.
-func (r *Referred) sameProcess() error {
+// sameProcess gives the cgroup of the process that connected, while it lives, as the user who connected. Where the kernel
+// does not tell a process's user (before Linux 6.13), the agent still compares it with the reference; the cgroup is 0 there.
+func (r *Referred) sameProcess() (cgroup uint64, err error) {
 	if err := exited(r.pidfd); err != nil {
-		return err
+		return 0, err
 	}
 	if r.pinner.options.Without.PidfdInfo {
-		return nil
+		return 0, nil
 	}
 	want := r.reference.Process
 	info, err := pidfdInfo(r.pidfd)
 	switch {
 	case errors.Is(err, unix.ESRCH):
-		return attest.ErrExited
+		return 0, attest.ErrExited
 	case err != nil || info.Mask&infoWanted != infoWanted:
-		return nil
+		return 0, nil
 	case int(info.Tgid) != want.PID || info.Euid != want.UID || info.Egid != want.GID:
-		return fmt.Errorf("%w: process %d connected as uid %d and gid %d, and has %d and %d", attest.ErrMismatch, want.PID, want.UID, want.GID, info.Euid, info.Egid)
+		return 0, fmt.Errorf("%w: process %d connected as uid %d and gid %d, and has %d and %d", attest.ErrMismatch, want.PID, want.UID, want.GID, info.Euid, info.Egid)
+	case info.Mask&unix.PIDFD_INFO_CGROUPID == 0:
+		return 0, nil
 	}
-	return nil
+	return info.Cgroupid, nil
 }
 
 // tcp names the client's own socket.
@@ -213,7 +220,30 @@ func (r *Referred) Confirm() error {
 	if r.pidfd < 0 {
 		return ErrClosed
 	}
-	return r.sameProcess()
+	_, err := r.sameProcess()
+	return err
+}
+
+// Standing is what can be seen of the process that connected, now that it lives and is the user who connected. It is not
+// Known for a TCP client, nor where the kernel tells too little: of programs that are replaced it tells from Linux 6.6 on,
+// in the host's own namespaces.
+func (r *Referred) Standing() (attest.Standing, error) {
+	if err := r.end(); err != nil {
+		return attest.Standing{}, err
+	}
+	r.fds.RLock()
+	defer r.fds.RUnlock()
+	if r.receiver == nil {
+		return attest.Standing{}, nil
+	}
+	if r.pidfd < 0 {
+		return attest.Standing{}, ErrClosed
+	}
+	cgroup, err := r.sameProcess()
+	if err != nil {
+		return attest.Standing{}, err
+	}
+	return attest.Standing{Changes: r.pinner.changes.last(r.reference.Process.PID), Cgroup: cgroup, Groups: r.groups}, nil
 }
 
 // Done is closed when the caller of a Unix connection has exited, and by Close. A TCP client is watched by the agent,
