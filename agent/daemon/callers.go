@@ -86,6 +86,8 @@ func (n neighbours) listen(ctx context.Context, network, address string) (net.Li
 	return counting{l}, nil
 }
 
+func (neighbours) doubt() {}
+
 func (neighbours) close() {}
 
 // Caller implements proxy.Callers.
@@ -129,6 +131,10 @@ func (s *strangers) listen(ctx context.Context, network, address string) (net.Li
 	return counting{r}, nil
 }
 
+// doubt implements borrower: a config that this role has taken up the agent may have, too, and what it said before may be
+// otherwise by that.
+func (s *strangers) doubt() { s.client.Doubt() }
+
 func (s *strangers) close() {
 	if err := s.client.Close(); err != nil {
 		s.d.log.Warn("the connection to the agent did not close cleanly", zap.Error(err))
@@ -153,9 +159,17 @@ func (s *strangers) Caller(ctx context.Context, conn net.Conn) (proxy.Caller, er
 		return nil, proxy.OfProcess(fmt.Sprintf("uid %d", referred.UID()), err)
 	}
 	process := fmt.Sprintf("%s, uid %d", ref, referred.UID())
-	loan, err := s.client.Borrow(ctx, ref)
+	standing, err := referred.Standing()
+	if err != nil {
+		return nil, proxy.OfProcess(process, err)
+	}
+	loan, err := s.client.BorrowSeen(ctx, ref, standing)
 	if err != nil {
 		return nil, proxy.OfProcess(process, refusal(err))
+	}
+	// The word of a denial may still be on its way from the agent. Where this role has read the list, it is in force.
+	if s.d.directory.Denied(loan.ID()) {
+		return nil, proxy.OfProcess(process, errors.Join(proxy.Refuse(proxy.CauseDenyList, "%s is denied", loan.ID()), loan.Close()))
 	}
 	// The agent has said whom the reference names; only now is it sure that this was the caller of this connection.
 	if err := referred.Confirm(); err != nil {

@@ -36,6 +36,8 @@ type socket struct {
 // borrower says who calls, and lends that caller's identity. It opens the sockets on which it can tell.
 type borrower interface {
 	proxy.Callers
+	// doubt is called when config has changed: who calls from now on is judged by what holds from now on.
+	doubt()
 	listen(ctx context.Context, network, address string) (net.Listener, error)
 	close()
 }
@@ -149,5 +151,6 @@ func (e *egress) apply(cfg *config.Config, opened map[*proxy.Service]net.Listene
 		})
 		defer func() { <-on.listener.closed }() // the next change may open the socket again
 	}
+	e.callers.doubt()
 	e.pool.Retain(e.d.routes)
 }

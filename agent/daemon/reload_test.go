@@ -188,6 +188,20 @@ func TestReloadCutsACallerThatIsRemoved(t *testing.T) {
 	}
 }
 
+// A denial that egress has read is in force there, whatever the agent has said a moment before, and will say.
+func TestReloadOfTheDenyListAtEgressAlone(t *testing.T) {
+	c := newClinic(t)
+	_, egress, _ := c.apart()
+	c.app(ehr).expect(200)
+	c.edit("trust_domain: clinic.test\n", "trust_domain: clinic.test\ndeny: [/app/test]\n")
+	egress.mustReload()
+	d := c.app(ehr).expect(403)
+	r := egress.await("the refusal", func(r *proxy.Record) bool { return r.Decision == d })
+	if r.Stage != proxy.StageRefusal || r.Cause != proxy.CauseDenyList || !strings.Contains(r.Process, "uid "+itoa(os.Getuid())) {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestReloadTakesPoliciesIssuersAndBindings(t *testing.T) {
 	each(t, func(t *testing.T, c *clinic, all []*running) {
 		old, ingress := c.app(ehr), ingressOf(all)

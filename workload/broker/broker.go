@@ -32,7 +32,8 @@
 // that for a workload leaves proxy: true out and lets the workload speak mutual TLS itself.
 //
 // What the client guards against: an identity on yesterday's word. A Borrow succeeds only on an answer that a live
-// agent gives after it was called, also when the process is known already; it says the same ID after a reconnect or the
+// agent gives after it was called, also when the process is known already, or on one given a moment before about a process
+// that the kernel shows to be unchanged since ([Client.BorrowSeen]); the agent says the same ID after a reconnect or the
 // loan is over; and no SVID is handed out past its end, however long the agent stays away. The client in turn wants to
 // know that its agent is behind the socket (§5): [ServedBy].
 //

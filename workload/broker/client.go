@@ -30,6 +30,9 @@ type ClientOptions struct {
 	Wait time.Duration // how long Borrow waits for an agent that is away, where its context has no deadline; 0 stands for 5 s
 	Idle int           // how many processes' loans are kept when nobody uses them; 0 stands for 64
 	Keep time.Duration // how long they are kept; 0 stands for 1 min
+
+	// Fresh is how long the agent's word about a process stands for another (BorrowSeen); 0 stands for 100 ms.
+	Fresh time.Duration
 }
 
 // Client borrows identities from this host's agent, over one connection that is made anew when the agent has been away.
@@ -51,6 +54,8 @@ type Client struct {
 	known  map[attest.ProcessReference]*line // those of processes, in use or idle
 	idle   list.List                         // of *line, the longest idle first
 	lines  int                               // all that are open
+
+	doubted time.Time // what the agent was asked before stands for nothing any more
 }
 
 // The pauses of gRPC between two attempts to connect. Dialling a local socket costs next to nothing.
@@ -61,13 +66,13 @@ func NewClient(o ClientOptions) (*Client, error) {
 	if o.Socket == "" || o.Verify == nil || o.Log == nil {
 		return nil, errors.New("workload broker: a socket, a check of who serves it, and a log are all needed")
 	}
-	if o.Wait < 0 || o.Idle < 0 || o.Keep < 0 {
+	if o.Wait < 0 || o.Idle < 0 || o.Keep < 0 || o.Fresh < 0 {
 		return nil, errors.New("workload broker: a negative bound")
 	}
 	for _, d := range []struct {
 		field   *time.Duration
 		initial time.Duration
-	}{{&o.Wait, 5 * time.Second}, {&o.Keep, time.Minute}} {
+	}{{&o.Wait, 5 * time.Second}, {&o.Keep, time.Minute}, {&o.Fresh, 100 * time.Millisecond}} {
 		if *d.field == 0 {
 			*d.field = d.initial
 		}
@@ -122,24 +127,31 @@ func (c *Client) verify(conn net.Conn) error {
 // longer, name a process soundly; workload.ErrNotBroker when this process itself is refused; workload.ErrClosed after
 // Close.
 func (c *Client) Borrow(ctx context.Context, ref attest.Reference) (*Loan, error) {
-	packed, err := Pack(ref)
-	if err != nil {
-		return nil, &workload.Refusal{Err: err}
-	}
+	return c.BorrowSeen(ctx, ref, attest.Standing{})
+}
+
+// BorrowSeen is Borrow for a process that has just been seen to stand so, by the same pinner as before. The agent's word is
+// not asked for again where it has been given about this process standing the same, upon a question that is not older than
+// Fresh, and the agent has been heard ever since; see word.
+func (c *Client) BorrowSeen(ctx context.Context, ref attest.Reference, standing attest.Standing) (*Loan, error) {
 	if _, bounded := ctx.Deadline(); !bounded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.o.Wait)
 		defer cancel()
 	}
 	for {
-		l, fresh, err := c.line(ref.Process, packed)
+		asked := time.Now()
+		l, fresh, err := c.line(ref)
 		if err != nil {
 			return nil, err
 		}
-		if fresh {
-			err = l.first(ctx)
-		} else {
-			err = l.confirm(ctx)
+		switch {
+		case fresh:
+			if err = l.first(ctx); err == nil {
+				l.vouch(standing, asked)
+			}
+		case !l.vouched(standing, asked):
+			err = l.confirm(ctx, standing)
 		}
 		switch {
 		case err == nil:
@@ -154,19 +166,24 @@ func (c *Client) Borrow(ctx context.Context, ref attest.Reference) (*Loan, error
 }
 
 // line returns the line of a process, or a new one, with one more user.
-func (c *Client) line(p attest.ProcessReference, packed *spiffe.WorkloadReference) (l *line, fresh bool, err error) {
+func (c *Client) line(ref attest.Reference) (l *line, fresh bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, false, &workload.Refusal{Err: workload.ErrClosed}
 	}
-	if l := c.known[p]; l != nil {
+	p := ref.Process
+	if l := c.known[p]; l != nil && ref.Conn == (attest.ConnReference{}) {
 		if !l.over() {
 			l.users++
 			c.rouse(l)
 			return l, false, nil
 		}
 		c.forget(l)
+	}
+	packed, err := Pack(ref)
+	if err != nil {
+		return nil, false, &workload.Refusal{Err: err}
 	}
 	l = newLine(c, p, packed)
 	l.users = 1

@@ -36,6 +36,8 @@ type line struct {
 	err     error         // why it is over
 	changed chan struct{} // closed at the next change
 	done    chan struct{} // closed with err
+	follows bool          // the agent is heard: what changes is told
+	word    word          // the agent's last, while it is heard
 	expiry  *time.Timer   // wakes those who wait for a change when the SVID ends
 }
 
@@ -62,6 +64,7 @@ func (l *line) run(ctx context.Context) {
 			again = retries{}
 			return nil
 		})
+		l.unheard()
 		var r *workload.Refusal
 		switch {
 		case ctx.Err() != nil:
@@ -107,6 +110,7 @@ func (l *line) take(m *spiffe.SubscribeToX509SVIDResponse) error {
 	if l.err != nil {
 		return l.err
 	}
+	l.follows = true
 	if l.held == got {
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/workload"
 )
 
@@ -79,7 +80,7 @@ func (l *Loan) Confirm(ctx context.Context) error {
 	if l.closed.Load() {
 		return &workload.Refusal{Err: workload.ErrClosed}
 	}
-	err := l.line.confirm(ctx)
+	err := l.line.confirm(ctx, attest.Standing{})
 	if errors.Is(err, errStale) { // by default it is another now; whether it is still this one too is what counts
 		return l.line.Err()
 	}

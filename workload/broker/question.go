@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	spiffe "github.com/spiffe/go-spiffe/v2/exp/proto/spiffe/broker"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/wardmesh/ward/attest"
 	"github.com/wardmesh/ward/workload"
 )
 
@@ -20,16 +22,17 @@ import (
 type question struct {
 	ctx    context.Context
 	forget context.CancelFunc
-	users  int           // who wait for the answer; guarded by the client's mutex
-	done   chan struct{} // closed with err
+	users  int             // who wait for the answer; guarded by the client's mutex
+	seen   attest.Standing // of the process before it was asked; zero where those who ask have seen it differently
+	done   chan struct{}   // closed with err
 	err    error
 	last   atomic.Pointer[workload.Refusal] // why there was no answer yet
 }
 
 // confirm asks the agent about the reference as it is now: the events that would end the line may be on their way, and
 // a process that has just replaced its program must not begin as what it was.
-func (l *line) confirm(ctx context.Context) error {
-	q, err := l.question()
+func (l *line) confirm(ctx context.Context, seen attest.Standing) error {
+	q, err := l.question(seen)
 	if err != nil {
 		return err
 	}
@@ -50,7 +53,7 @@ func (l *line) confirm(ctx context.Context) error {
 
 // question gives one that has not been asked yet, with one more who waits for its answer. It is asked as soon as there
 // is an answer to the one before.
-func (l *line) question() (*question, error) {
+func (l *line) question(seen attest.Standing) (*question, error) {
 	l.c.mu.Lock()
 	defer l.c.mu.Unlock()
 	if l.c.closed {
@@ -58,9 +61,12 @@ func (l *line) question() (*question, error) {
 	}
 	q := l.next
 	if q == nil {
-		q = &question{done: make(chan struct{})}
+		q = &question{done: make(chan struct{}), seen: seen}
 		q.ctx, q.forget = context.WithCancel(l.c.ctx)
 		l.next = q
+	}
+	if q.seen != seen {
+		q.seen = attest.Standing{}
 	}
 	q.users++
 	if l.asked == nil {
@@ -92,6 +98,7 @@ func (l *line) ask(q *question) error {
 	for {
 		var said spiffeid.ID
 		var still bool
+		asked := time.Now()
 		err := l.c.subscribe(q.ctx, l.packed, func(m *spiffe.SubscribeToX509SVIDResponse) error {
 			got, err := l.c.identities.read(m, spiffeid.ID{})
 			if err != nil {
@@ -109,6 +116,7 @@ func (l *line) ask(q *question) error {
 			}
 			switch id := l.ID(); {
 			case id == said:
+				l.vouch(q.seen, asked)
 				return nil
 			case still: // it is another by default now; what began with this one keeps it
 				l.c.retire(l)
