@@ -3,18 +3,23 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wardmesh/ward/agent/admin"
 )
 
 // denyConfig is a host's config in a folder of its own, in which no daemon runs yet.
@@ -130,6 +135,34 @@ func TestAttackSilentRoleIsNotTakenForAStoppedOne(t *testing.T) {
 	}
 	if got := isDenied(t, f); !got["/app/a"] {
 		t.Error("the denial is not even written")
+	}
+}
+
+// A role that has said that it goes on with the old list is named as that, though the patience ends amid the next
+// question.
+func TestDenyNamesARoleByTheLastThatItSaid(t *testing.T) {
+	c, f, dir := denyConfig(t)
+	l, err := net.Listen("unix", filepath.Join(dir, "i.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var asked atomic.Int32
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			_ = json.NewEncoder(w).Encode(admin.Status{Role: "ingress", Config: "of before"})
+			return
+		}
+		cancel()
+		<-r.Context().Done()
+	})}
+	go func() { _ = s.Serve(l) }()
+	defer func() { _ = s.Close() }()
+	c.ctx = ctx
+	err = (denyAddCommand{configFlag: f, ID: "/app/a"}).Run(c)
+	if err == nil || !strings.Contains(err.Error(), "not everywhere in force: ingress: ") {
+		t.Errorf("%v; said %q", err, c.out)
 	}
 }
 

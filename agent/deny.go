@@ -283,26 +283,31 @@ func syncDir(dir string) error {
 // takeTime is how long the roles may take to take a new config.
 const takeTime = 5 * time.Second
 
-// inForce waits until every role that runs uses cfg. It gives the roles that do, and those that do not, or do not say.
+// inForce waits until every role that runs uses cfg. It gives the roles that do, and those that do not, or do not say. A
+// round of questions that the end of the patience cuts short says nothing about those who were not heard any more: the
+// one before it counts.
 func inForce(ctx context.Context, cfg *config.Config, patience time.Duration) (taken, waiting []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-		taken, waiting = nil, nil
+		var now, not []string
 		for _, role := range []config.Role{config.RoleAgent, config.RoleEgress, config.RoleIngress, config.RoleMesh} {
 			socket := cfg.AdminSocket(role)
 			var st admin.Status
 			switch err := admin.Get(ctx, socket, "/status", &st); {
 			case err == nil && st.Config == cfg.Digest():
-				taken = append(taken, st.Role)
+				now = append(now, st.Role)
 			case err == nil:
-				waiting = append(waiting, st.Role)
+				not = append(not, st.Role)
 			case !nobodyListens(socket): // it hangs, or may not be asked: it may well go on with the old config
-				waiting = append(waiting, string(role)+" (does not answer)")
+				not = append(not, string(role)+" (does not answer)")
 			}
 		}
-		if len(waiting) == 0 && ctx.Err() == nil {
-			return taken, nil, nil
+		if ctx.Err() == nil && len(not) == 0 {
+			return now, nil, nil
+		}
+		if ctx.Err() == nil || len(waiting) == 0 {
+			taken, waiting = now, not
 		}
 		select {
 		case <-ctx.Done():
