@@ -14,6 +14,11 @@ import (
 // anybody looks.
 const tick = 250 * time.Millisecond
 
+// An exchange that has lasted for more than seldom ticks is looked at in one tick of so many: its peer has had time, and
+// thousands of peers that are slow on purpose would otherwise be looked at all at once, four times a second, while calls
+// wait.
+const seldom = 8
+
 // sweeper notices peers that go away while they are waited upon. Their connections are not read from meanwhile, and a
 // reader for each would cost every exchange what only long ones need: one goroutine looks after them all, and only while
 // there are exchanges.
@@ -62,8 +67,8 @@ func (s *Server) sweep() {
 	}
 }
 
-// exchanging gives the connections whose exchanges began before the last tick and can be looked at, and says whether
-// there are any exchanges that can.
+// exchanging gives the connections whose exchanges began before the last tick and are to be looked at now, and says
+// whether there are any exchanges that can be.
 func (s *Server) exchanging(old []*admitted, now uint64) (_ []*admitted, any bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,7 +77,7 @@ func (s *Server) exchanging(old []*admitted, now uint64) (_ []*admitted, any boo
 		if since == 0 || a.hungUp == nil {
 			continue
 		}
-		if any = true; since < now {
+		if any = true; since < now && (now-since <= seldom || (now-since)%seldom == 0) {
 			old = append(old, a)
 		}
 	}

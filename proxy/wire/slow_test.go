@@ -46,6 +46,11 @@ func (p *piped) Addr() net.Addr { return &net.TCPAddr{} }
 
 // inTime runs f against s in a time of its own.
 func inTime(t *testing.T, s *wire.Server, f func(t *testing.T, dial func() net.Conn)) {
+	inTimeOn(t, s, func(l net.Listener) net.Listener { return l }, f)
+}
+
+// inTimeOn is inTime, with another listener over the one whose connections are piped.
+func inTimeOn(t *testing.T, s *wire.Server, over func(net.Listener) net.Listener, f func(t *testing.T, dial func() net.Conn)) {
 	synctest.Test(t, func(t *testing.T) {
 		if s.Accept == nil {
 			s.Accept = func(context.Context, net.Conn, *tls.ConnectionState) (any, error) { return "peer", nil }
@@ -55,7 +60,7 @@ func inTime(t *testing.T, s *wire.Server, f func(t *testing.T, dial func() net.C
 		}
 		l := &piped{make(chan net.Conn), make(chan struct{})}
 		done := make(chan error, 1)
-		go func() { done <- s.Serve(t.Context(), l) }()
+		go func() { done <- s.Serve(t.Context(), over(l)) }()
 		f(t, func() net.Conn {
 			near, far := net.Pipe()
 			l.conns <- far
