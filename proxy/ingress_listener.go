@@ -18,6 +18,7 @@ type Peer struct {
 	ID    spiffeid.ID
 	Leaf  *x509.Certificate
 	chain []*x509.Certificate
+	known *memory
 	timer *time.Timer
 	gone  func()
 	told  atomic.Pointer[xfcc]
@@ -32,7 +33,7 @@ func (p *Peer) end() {
 // there is a request.
 func (in *Ingress) Server() *wire.Server { return NewLiveIngress(in).Server() }
 
-func (in *Ingress) accept(c net.Conn, state *tls.ConnectionState) (*Peer, error) {
+func (in *Ingress) accept(c net.Conn, state *tls.ConnectionState, known *memory) (*Peer, error) {
 	id, err := peerID(state)
 	if err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func (in *Ingress) accept(c net.Conn, state *tls.ConnectionState) (*Peer, error)
 	if err != nil {
 		return nil, err
 	}
-	return &Peer{ID: id, Leaf: leaf, chain: state.PeerCertificates, timer: time.AfterFunc(end.Sub(in.Now()), func() { _ = c.Close() })}, nil
+	return &Peer{ID: id, Leaf: leaf, chain: state.PeerCertificates, known: known, timer: time.AfterFunc(end.Sub(in.Now()), func() { _ = c.Close() })}, nil
 }
 
 // entitled is nil while p's connection may stay open.
@@ -58,7 +59,7 @@ func (in *Ingress) entitled(p *Peer) error {
 
 // vouched is nil while a CA that counts vouches for p.
 func (in *Ingress) vouched(p *Peer) error {
-	_, err := verify(p.chain, in.Self, in.Now())
+	_, err := p.known.verify(p.chain, in.Self, in.Now())
 	return err
 }
 

@@ -61,6 +61,7 @@ type LiveIngress struct {
 	rules atomic.Pointer[Ingress]
 	conns connections
 	crowd crowd
+	known memory // chains of callers
 }
 
 // NewLiveIngress begins with the rules of in.
@@ -85,11 +86,11 @@ func (l *LiveIngress) Recheck() int { return l.conns.recheck() }
 func (l *LiveIngress) Server() *wire.Server {
 	first := l.rules.Load()
 	return &wire.Server{
-		TLS:      ServerTLS(first.Self, first.Now),
+		TLS:      l.known.serverTLS(first.Self, first.Now),
 		Balancer: func(a netip.Addr) bool { return l.rules.Load().Service.balancer(a) },
 		Accept: func(_ context.Context, c net.Conn, state *tls.ConnectionState) (any, error) {
 			in := l.rules.Load()
-			p, err := in.accept(c, state)
+			p, err := in.accept(c, state, &l.known)
 			if err != nil {
 				return nil, err
 			}

@@ -19,6 +19,10 @@ import (
 
 // ServerTLS is an ingress ward's side. The client's identity is read with PeerID from the finished connection.
 func ServerTLS(self Identity, now func() time.Time) *tls.Config {
+	return new(memory).serverTLS(self, now)
+}
+
+func (m *memory) serverTLS(self Identity, now func() time.Time) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		CurvePreferences:       curves,
@@ -28,7 +32,7 @@ func ServerTLS(self Identity, now func() time.Time) *tls.Config {
 		NextProtos:     []string{"h2", "http/1.1"},
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return certificate(self) },
 		VerifyConnection: func(s tls.ConnectionState) error {
-			_, err := verify(s.PeerCertificates, self, now())
+			_, err := m.verify(s.PeerCertificates, self, now())
 			return err
 		},
 	}
@@ -80,24 +84,30 @@ var errNoChain = errors.New("no certificate was presented")
 // verify checks a chain as an X.509-SVID of a trusted domain. go-spiffe checks signatures, validity, the URI SAN
 // and the CA flags; the rules that it leaves out are checked here.
 func verify(chain []*x509.Certificate, bundles x509bundle.Source, now time.Time) (spiffeid.ID, error) {
+	id, _, err := verifyChain(chain, bundles, now)
+	return id, err
+}
+
+// verifyChain is verify, and gives the way from the leaf to the authority that it found.
+func verifyChain(chain []*x509.Certificate, bundles x509bundle.Source, now time.Time) (spiffeid.ID, []*x509.Certificate, error) {
 	if len(chain) == 0 {
-		return spiffeid.ID{}, errNoChain
+		return spiffeid.ID{}, nil, errNoChain
 	}
-	id, _, err := x509svid.Verify(chain, bundles, x509svid.WithTime(now))
+	id, verified, err := x509svid.Verify(chain, bundles, x509svid.WithTime(now))
 	if err != nil {
-		return spiffeid.ID{}, err
+		return spiffeid.ID{}, nil, err
 	}
 	leaf := chain[0]
 	switch {
 	case id.Path() == "": // X509-SVID §2: a leaf's ID has a non-root path
-		return spiffeid.ID{}, fmt.Errorf("%s names a trust domain, not a workload", id)
+		return spiffeid.ID{}, nil, fmt.Errorf("%s names a trust domain, not a workload", id)
 	case leaf.KeyUsage&x509.KeyUsageDigitalSignature == 0: // X509-SVID §4.3
-		return spiffeid.ID{}, errors.New("the certificate lacks the digitalSignature key usage")
+		return spiffeid.ID{}, nil, errors.New("the certificate lacks the digitalSignature key usage")
 	case len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 && // X509-SVID §4.4
 		!(slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) && slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth)):
-		return spiffeid.ID{}, errors.New("the certificate's extended key usage is not that of an SVID")
+		return spiffeid.ID{}, nil, errors.New("the certificate's extended key usage is not that of an SVID")
 	}
-	return id, nil
+	return id, verified[0], nil
 }
 
 // peerID is the identity of a connection whose chain verify has accepted.
