@@ -212,7 +212,7 @@ func (b *bench) generate(ctx context.Context, e errand, uid int) (*generator, er
 	}
 	argv := []string{b.at("bin", "bench"), "load"}
 	if e.Do == "slow" { // an attacker has processors of its own: what it spends itself must not slow down those it attacks
-		argv = append([]string{"nice", "-n", "19"}, argv...)
+		argv = append([]string{"chrt", "--idle", "0"}, argv...)
 	}
 	p, err := b.start(command{name: fmt.Sprintf("load-%d", b.count()), uid: uid, argv: argv, stdin: inR, stdout: outW})
 	if err := errors.Join(err, outW.Close()); err != nil {

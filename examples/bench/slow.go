@@ -233,9 +233,10 @@ func (l *load) slow(ctx context.Context, begin func() error) (t tally, err error
 	for kind, n := range l.Slow {
 		wanted += n
 		places := make(chan struct{}, n)
-		for range n + n/2 {
+		for i := range n + n/2 {
+			first := gather * time.Duration(i) / time.Duration(n)
 			all.Go(func() {
-				rest(ctx, 0, gather)
+				rest(ctx, first, first+gather/time.Duration(n))
 				for ctx.Err() == nil {
 					select {
 					case places <- struct{}{}:
@@ -271,7 +272,8 @@ func (l *load) slow(ctx context.Context, begin func() error) (t tally, err error
 	return t, err
 }
 
-// gather is within what time slow connections are opened at first.
+// gather is within what time slow connections are opened at first, one after another: about as fast as they are opened
+// anew when they are cut, so that they are not cut in waves.
 const gather = 10 * time.Second
 
 // rest waits for a time between least and most.
