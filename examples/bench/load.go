@@ -84,7 +84,7 @@ func runLoad(ctx context.Context, stdin io.Reader, stdout io.Writer) error {
 		return err
 	}
 	errands := map[string]func(context.Context, func() error) (tally, error){
-		"keepalive": l.keepalive, "connect": l.connect, "handshake": l.handshake, "rate": l.rate, "hold": l.hold, "steady": l.steady, "slow": l.slow}
+		"keepalive": l.keepalive, "connect": l.connect, "handshake": l.handshake, "rate": l.rate, "hold": l.hold, "steady": l.steady, "slow": l.slow, "half": l.half}
 	do := errands[l.Do]
 	if do == nil {
 		return fmt.Errorf("nobody knows how to %q", l.Do)

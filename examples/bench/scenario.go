@@ -15,8 +15,25 @@ func scenarioNames() []string { return []string{"slow", "upgrade"} }
 type finding struct {
 	metric, unit string
 	value        float64
-	must         float64 // at most
+	must         float64 // at most, or at least
+	atLeast      bool
 	judged       bool
+}
+
+// verdict says what a finding must be, and whether it is.
+func (f finding) verdict() (said string, holds bool) {
+	if !f.judged {
+		return "", true
+	}
+	bound := "at most"
+	holds = f.value <= f.must
+	if f.atLeast {
+		bound, holds = "at least", f.value >= f.must
+	}
+	if holds {
+		return fmt.Sprintf("%s %s: met", bound, number(f.must)), true
+	}
+	return fmt.Sprintf("%s %s: missed", bound, number(f.must)), false
 }
 
 // play plays the scenarios that were asked for, and says what came of them. One that does not hold is an error.
@@ -33,14 +50,9 @@ func (b *bench) play(ctx context.Context, stdout io.Writer) error {
 			return fmt.Errorf("scenario %s: %w", name, err)
 		}
 		for _, f := range found {
-			said := ""
-			if f.judged && f.value <= f.must {
-				said = fmt.Sprintf("at most %s: met", number(f.must))
-			} else if f.judged {
-				said = fmt.Sprintf("at most %s: missed", number(f.must))
-				if !slices.Contains(failed, name) {
-					failed = append(failed, name)
-				}
+			said, holds := f.verdict()
+			if !holds && !slices.Contains(failed, name) {
+				failed = append(failed, name)
 			}
 			fmt.Fprintf(stdout, "%-32s %10s %-6s %s\n", f.metric, number(f.value), f.unit, said)
 			rep.Values = append(rep.Values, value{Metric: f.metric, Unit: f.unit, spread: spreadOf([]float64{f.value})})
