@@ -6,6 +6,8 @@ import (
 	"errors"
 	"net"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/wardmesh/ward/proxy/wire"
 )
 
@@ -33,6 +35,7 @@ func (e *Egress) Server(service *Service) *wire.Server {
 		Closed: func(conn any) {
 			e.unfollow(conn.(*Local))
 		},
+		Whose:  func(conn any) any { return conn.(*Local).whose() },
 		Handle: e.Serve,
 		Refuse: func(conn any, remote string, status int) *wire.Response {
 			return e.outside(conn.(*Local), remote, Refuse(statusCause(status), "not acceptable HTTP (%d)", status))
@@ -42,6 +45,14 @@ func (e *Egress) Server(service *Service) *wire.Server {
 		// processes are slow to attest fills its own queue, and not the listener.
 		MaxPending: 4096,
 	}
+}
+
+// whose is who counts as one caller: a workload, or all processes together that have no identity.
+func (l *Local) whose() spiffeid.ID {
+	if l.caller == nil {
+		return spiffeid.ID{}
+	}
+	return l.caller.ID()
 }
 
 // accept attests the process behind c. One that is known to have no identity may still speak, so that it can be told

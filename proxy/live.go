@@ -120,6 +120,7 @@ func (l *LiveIngress) Server() *wire.Server {
 			}
 			l.rules.Load().outside(remote.String(), "", refusal)
 		},
+		Whose:  func(conn any) any { return conn.(*Peer).ID },
 		Handle: func(x *wire.Exchange) { l.rules.Load().Serve(x) },
 		Refuse: func(conn any, remote string, status int) *wire.Response {
 			return l.rules.Load().outside(remote, conn.(*Peer).ID.String(), Refuse(statusCause(status), "not acceptable HTTP (%d)", status))

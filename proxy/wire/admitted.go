@@ -53,6 +53,8 @@ type admitted struct {
 	n    int     // what take has read
 	err  error
 
+	place place
+
 	reading
 }
 
@@ -91,6 +93,7 @@ func (s *Server) admit(base net.Conn, out *outlet, under *Bulk, secure *tls.Conn
 
 // end closes the connection, and tells everybody.
 func (a *admitted) end() {
+	a.server.leavePlace(a)
 	a.release()
 	a.cancel()
 	if a.aborted {
@@ -125,6 +128,10 @@ func (a *admitted) resets(yes bool) {
 // await waits for a request's first byte. Reports false when the connection has ended instead, or its time has, or when
 // it is to rest until there is something to read.
 func (a *admitted) await() (came, rests bool) {
+	if a.place.kept != nil {
+		came = a.resume()
+		return came, !came
+	}
 	if a.r < a.w {
 		return true, false // the peer has sent it along with the last request
 	}
@@ -270,9 +277,12 @@ func (a *admitted) expire(t time.Time) error {
 }
 
 // head reads a request's head, of which the first byte is there. A status says that it is refused; ok is false, too,
-// when the connection has ended.
+// when the connection has ended, and when the request waits for its turn.
 func (a *admitted) head() (n, status int, ok bool) {
 	head := &a.desk.head
+	if a.place.late {
+		return 0, 408, false // RFC 9110 §15.5.9
+	}
 	timed := false // it has HeadTimeout from here on
 	for {
 		n, err := head.Parse(a.buf[a.r:a.w], &a.server.limits)
@@ -290,27 +300,31 @@ func (a *admitted) head() (n, status int, ok bool) {
 			continue
 		}
 		head.Reset()
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+		switch {
+		case errors.Is(err, errTurn):
+			a.queue()
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return 0, 408, false // RFC 9110 §15.5.9
 		}
 		return 0, 0, false
 	}
 }
 
-// more reads more of a head. What has come with the first byte, and only TLS has held back, is not waited for: so the
-// deadline is set when the connection itself is read from, by its outlet.
+// more reads more of a head. What has come with the first byte, and only TLS has held back, is not waited for; for the
+// rest the head needs a place, and has its time.
 func (a *admitted) more(timed *bool) (int, error) {
 	if !*timed {
-		a.out.reader = a
+		if n, err := a.atHand(); !errors.Is(err, errDry) {
+			return n, err
+		}
+		if !a.server.take(a) {
+			return 0, errTurn
+		}
+		*timed = true
+		_ = a.expire(time.Now().Add(a.server.HeadTimeout))
 	}
-	n, err := a.Read(a.buf[a.w:])
-	*timed = *timed || a.out.reader == nil
-	a.out.reader = nil
-	return n, err
+	return a.Read(a.buf[a.w:])
 }
-
-// waits bounds the wait that begins for more of a head.
-func (a *admitted) waits() { _ = a.expire(time.Now().Add(a.server.HeadTimeout)) }
 
 func refused(err error) int {
 	var e *http1.Error
@@ -339,8 +353,16 @@ func (a *admitted) exchange() (goesOn bool) {
 	n, status, ok := a.head()
 	if !ok {
 		if status != 0 {
+			a.server.leavePlace(a)
 			a.refuse(status)
 		}
+		return false
+	}
+	if a.entire(n) {
+		a.server.leavePlace(a)
+	} else if !a.server.take(a) {
+		a.desk.head.Reset()
+		a.queue()
 		return false
 	}
 	a.begun = true

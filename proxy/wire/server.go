@@ -29,6 +29,10 @@ type Server struct {
 	Failed func(remote net.Addr, err error)
 	// Closed learns that a connection which Accept admitted has ended. May be nil.
 	Closed func(conn any)
+	// Whose gives the caller whose connection it is, to be compared: one may have 64 requests at a time that have not
+	// come whole, and those of more connections wait for their turn, six times HeadTimeout at most. May be nil: then
+	// nobody waits.
+	Whose func(conn any) any
 	// Handle answers one exchange. Returning without Commit is an Abort.
 	Handle func(*Exchange)
 	// Refuse gives the answer for bytes that are not acceptable HTTP; status is the engine's verdict.
@@ -68,6 +72,7 @@ type Server struct {
 	drain
 	sweeper
 	resters resters
+	places  places
 }
 
 func (s *Server) setup() {
@@ -138,7 +143,7 @@ func (s *Server) attend(a *admitted) (rests bool) {
 			return rests
 		}
 		if !a.exchange() {
-			return false
+			return a.place.kept != nil
 		}
 	}
 }

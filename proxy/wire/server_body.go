@@ -108,6 +108,7 @@ func (b *incoming) give(n int) int {
 	}
 	if b.framing.Done() {
 		b.settle()
+		b.call.on.server.leavePlace(b.call.on)
 		b.ended.Store(true) // from here on the connection is the exchange's own again
 	}
 	return n

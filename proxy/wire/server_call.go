@@ -122,6 +122,7 @@ func (c *call) over(ok bool) bool {
 	a := c.on
 	c.body.stop()
 	defer c.body.settle()
+	a.server.leavePlace(a)
 	if !ok || c.abort || !c.sent {
 		a.aborted = true
 		return false

@@ -20,8 +20,6 @@ type outlet struct {
 	turns chan struct{} // for handshakes; nil when this one is over
 	turn  bool          // it has one
 
-	reader *admitted // is told when a read that it is in has to wait, once; it belongs to that reader
-
 	mu    sync.Mutex
 	end   time.Time // nothing is written after it; zero: there is no end
 	until time.Time // the deadline as it stands
@@ -30,10 +28,6 @@ type outlet struct {
 
 // Read implements net.Conn.
 func (o *outlet) Read(p []byte) (int, error) {
-	if a := o.reader; a != nil {
-		o.reader = nil
-		a.waits()
-	}
 	if o.turns == nil {
 		return o.Conn.Read(p)
 	}

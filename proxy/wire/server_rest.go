@@ -79,6 +79,9 @@ func (s *Server) rest(a *admitted) bool {
 	r := &s.resters
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if a.place.kept != nil && s.places.turn(a) { // it has come meanwhile, and whoever gave it has found nobody at rest
+		return false
+	}
 	if r.epoll == nil && r.open() != nil {
 		return false
 	}
@@ -121,7 +124,11 @@ func (r *resters) open() error {
 
 // control adds a to the set, or takes it out. The caller holds mu.
 func (r *resters) control(a *admitted, op int) error {
-	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP, Fd: int32(a.resting), Pad: int32(a.resting >> 32)} //nolint:gosec // the two halves of a number
+	tells := uint32(unix.EPOLLIN | unix.EPOLLRDHUP)
+	if a.place.kept != nil { // nothing is read from it before its turn
+		tells = unix.EPOLLRDHUP
+	}
+	event := unix.EpollEvent{Events: tells, Fd: int32(a.resting), Pad: int32(a.resting >> 32)} //nolint:gosec // the two halves of a number
 	var inner error
 	if err := r.raw.Control(func(epoll uintptr) { inner = a.repose.EpollCtl(int(epoll), op, &event) }); err != nil {
 		return err
