@@ -171,9 +171,6 @@ func (x *reply) head(method string) error {
 	f.body.Start(f.head.Length, &k.client.limits)
 	x.plain = max(f.head.Length, 0)
 	x.Body = x
-	if k.bulk != nil && f.head.Length >= longBody {
-		k.bulk.readAhead(true)
-	}
 	f.w = f.r + x.unframe(f.in[f.r:f.w])
 	if x.ended() {
 		x.finish()

@@ -34,7 +34,7 @@ func (x *reply) Read(p []byte) (int, error) {
 	case x.ended():
 		x.finish()
 	default:
-		if b := x.conn.bulk; b != nil && x.read >= longBody {
+		if b := x.conn.bulk; b != nil && x.read >= taking { // whoever this is for takes it, too
 			b.readAhead(true)
 		}
 		return n, nil

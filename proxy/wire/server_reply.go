@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/wardmesh/ward/proxy/wire/http1"
@@ -25,7 +26,16 @@ const (
 	chunkTail = len("\r\n0\r\n\r\n")
 	// longReply is from which length on an answer is moved in pieces.
 	longReply = 4 * deskSize
+	// taking is how much of an answer its peer must have taken before large pieces are used for it, above TLS and below:
+	// by then it reads, and what the kernel's buffers hold is not all. Those of thousands that ask for much and read
+	// nothing would hold a quarter of a megabyte each.
+	taking = 2 << 20
 )
+
+// middle is what a long answer is moved in before its peer has proved to read.
+type middle [longReply + pieceRoom]byte
+
+var middles = sync.Pool{New: func() any { return new(middle) }}
 
 // send writes an answer, and says how many bytes of its body have gone out. A body that did not come whole is an error,
 // and so is one that did not go out: then the connection must end.
@@ -65,7 +75,8 @@ func (a *admitted) send(r *Response, to asked) (int64, error) {
 type writer struct {
 	a       *admitted
 	desk    *desk
-	large   *piece // nil: a desk will do
+	middle  *middle
+	large   *piece // both nil: a desk will do
 	buf     []byte
 	waiting int   // bytes of the head at the start of buf
 	left    int64 // of the body; negative: not known
@@ -73,9 +84,7 @@ type writer struct {
 }
 
 func (w *writer) release() {
-	if w.large != nil {
-		w.reduce()
-	}
+	w.reduce()
 	w.a.server.stores.desks.Put(w.desk)
 }
 
@@ -146,21 +155,40 @@ func (w *writer) flush() error {
 	return w.put(w.buf[:n])
 }
 
-// enlarge goes over to a piece, and to writes that gather records.
-func (w *writer) enlarge() {
-	w.large = pieces.Get().(*piece)
-	copy(w.large[:], w.buf[:w.waiting])
-	w.buf = w.large[:pieceSize]
-	w.a.bulk.gather()
+// enlarge goes over to larger writes, for a peer that has taken some of the body: to a middle one, and then to a piece and
+// writes that gather records.
+func (w *writer) enlarge(taken int64) {
+	head := w.buf[:w.waiting]
+	switch {
+	case taken >= taking:
+		w.large = pieces.Get().(*piece)
+		w.buf = w.large[:pieceSize]
+		w.a.bulk.gather()
+	case w.middle == nil:
+		w.middle = middles.Get().(*middle)
+		w.buf = w.middle[:]
+	default:
+		return
+	}
+	copy(w.buf, head)
+	if w.large != nil && w.middle != nil {
+		middles.Put(w.middle)
+		w.middle = nil
+	}
 }
 
 // reduce goes back to a desk. The head has gone out.
 func (w *writer) reduce() {
-	if w.a.bulk.release() != nil { // each put has flushed: at most TLS's own answer to a new key was left
-		w.a.cancel()
+	if w.large != nil {
+		if w.a.bulk.release() != nil { // each put has flushed: at most TLS's own answer to a new key was left
+			w.a.cancel()
+		}
+		pieces.Put(w.large)
 	}
-	pieces.Put(w.large)
-	w.large, w.buf = nil, w.desk.buf[:]
+	if w.middle != nil {
+		middles.Put(w.middle)
+	}
+	w.middle, w.large, w.buf = nil, nil, w.desk.buf[:]
 }
 
 // stream copies src to the peer. What is there goes out before anybody waits for more, so that events reach the peer as
@@ -169,7 +197,7 @@ func (w *writer) stream(src io.Reader) (sent int64, err error) {
 	ready, _ := src.(Buffering)
 	switch {
 	case w.left > int64(longReply):
-		w.enlarge()
+		w.enlarge(0)
 	case w.left < 0 && (ready == nil || ready.Buffered() == 0):
 		// The first piece may be long in coming, and the head tells that the answer has begun.
 		if err := w.flush(); err != nil {
@@ -208,8 +236,8 @@ func (w *writer) stream(src io.Reader) (sent int64, err error) {
 			}
 			return sent, exhausted(src, w.buf[:1])
 		case full && w.large == nil:
-			w.enlarge()
-		case !full && w.large != nil && w.left < 0 && n < deskSize:
+			w.enlarge(sent)
+		case !full && (w.large != nil || w.middle != nil) && w.left < 0 && n < deskSize:
 			w.reduce()
 		}
 	}
