@@ -26,6 +26,14 @@ func slowEach() map[string]int {
 	}
 }
 
+// slowPlaces is how many that are in all.
+func slowPlaces() (n int64) {
+	for _, each := range slowEach() {
+		n += int64(each)
+	}
+	return n
+}
+
 // leastSlow is how many slow connections must be open on average.
 const leastSlow = 10000
 
@@ -293,7 +301,7 @@ func (l *load) slow(ctx context.Context, begin func() error) (t tally, err error
 			})
 		}
 	}
-	for start := time.Now(); open.Load() < int64(wanted)*9/10 && time.Since(start) < patience; {
+	for start := time.Now(); open.Load() < int64(wanted)*leastSlow/slowPlaces() && time.Since(start) < patience; {
 		time.Sleep(50 * time.Millisecond)
 	}
 	over := make(chan error, 1)
