@@ -321,7 +321,7 @@ func (a *admitted) more(timed *bool) (int, error) {
 			return 0, errTurn
 		}
 		*timed = true
-		_ = a.expire(time.Now().Add(a.server.HeadTimeout))
+		_ = a.expire(time.Now().Add(a.place.shorter(a.server.HeadTimeout)))
 	}
 	return a.Read(a.buf[a.w:])
 }

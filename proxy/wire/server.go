@@ -29,8 +29,8 @@ type Server struct {
 	Failed func(remote net.Addr, err error)
 	// Closed learns that a connection which Accept admitted has ended. May be nil.
 	Closed func(conn any)
-	// Whose gives the caller whose connection it is, to be compared: one may have 64 requests at a time that have not
-	// come whole, and those of more connections wait for their turn, six times HeadTimeout at most. May be nil: then
+	// Whose gives the caller whose connection it is, to be compared: one may have 32 requests at a time that have not
+	// come whole, and those of more connections wait for their turn, for as long as they might idle. May be nil: then
 	// nobody waits.
 	Whose func(conn any) any
 	// Handle answers one exchange. Returning without Commit is an Abort.

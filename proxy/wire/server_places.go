@@ -3,6 +3,7 @@ package wire
 import (
 	"container/list"
 	"errors"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,15 +13,11 @@ import (
 // peer may come again: with thousands of connections, one caller could keep a ward busy with nothing else. So one caller
 // has places for some unfinished requests. Whoever brings whole requests never takes one. Of more than there are places
 // for, what has come is kept, and they wait for their turn, unread, one after another: they cost little more than
-// connections that idle, and next to no time. Their deadlines begin with their turn.
+// connections that idle, next to no time, and may stay for as long as these. Their deadlines begin with their turn.
 
-const (
-	// mostUnfinished is how many requests of one caller may be received at a time that have not come whole. Those of
-	// hundreds of honest connections that come in two packets are not there for long enough to be so many.
-	mostUnfinished = 64
-	// patientFor is how many times HeadTimeout a connection waits for its turn.
-	patientFor = 6
-)
+// mostUnfinished is how many requests of one caller may be received at a time that have not come whole. Those of
+// hundreds of honest connections that come in two packets are not there for long enough to be so many.
+const mostUnfinished = 32
 
 // errTurn: what has come of a request waits for its turn.
 var errTurn = errors.New("wire: the caller has too many unfinished requests")
@@ -48,6 +45,7 @@ type place struct {
 
 	// The serving goroutine's.
 	kept []byte // what has come of the request that waits; nil: none does
+	came bool   // its turn came after a wait
 	free bool   // it needs none: no more will come
 	late bool   // its turn has not come in time
 }
@@ -124,14 +122,14 @@ func (p *places) turn(a *admitted) bool {
 func (a *admitted) queue() {
 	a.place.kept = append(make([]byte, 0, a.w-a.r), a.buf[a.r:a.w]...)
 	a.release()
-	a.allow(patientFor * a.server.HeadTimeout)
+	a.allow(a.server.IdleTimeout)
 }
 
 // resume goes on with a request whose turn has come, or that will not come whole any more: its peer has gone, or ended its
 // sending, or its time is over. False: none of it, and it waits on.
 func (a *admitted) resume() bool {
 	if !a.server.places.turn(a) {
-		a.place.late = a.deadline().Sub(time.Now()) <= turn
+		a.place.late = time.Until(a.deadline()) <= turn
 		if !a.place.late && a.hungUp != nil && !a.hungUp() {
 			return false
 		}
@@ -139,13 +137,23 @@ func (a *admitted) resume() bool {
 		a.server.leavePlace(a)
 	}
 	kept := a.place.kept
-	a.place.kept = nil
+	a.place.kept, a.place.came = nil, true
 	a.sit()
 	if len(kept) > len(a.buf) {
 		a.buf = make([]byte, 2*len(kept))
 	}
 	a.w = copy(a.buf, kept)
 	return true
+}
+
+// shorter is d, or for who has waited for its turn up to a quarter less: it has had time, and those whose turn came at
+// once should not all end at once, again and again.
+func (p *place) shorter(d time.Duration) time.Duration {
+	if p.came {
+		d -= rand.N(d/4 + 1)
+	}
+	p.came = false
+	return d
 }
 
 // entire says whether a short body has come with its head, which has n bytes. A long one is none of a request's unfinished

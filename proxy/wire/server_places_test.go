@@ -19,7 +19,7 @@ import (
 )
 
 // unfinished is how many unfinished requests one caller has places for.
-const unfinished = 64
+const unfinished = 32
 
 // crowded is a server that tells callers apart by their addresses, and whose connections tell when they rest.
 type crowded struct {
@@ -178,7 +178,7 @@ func TestTurnsThatDoNotCome(t *testing.T) {
 		t.Errorf("%s was handled", x.Request.Target)
 		echo(x)
 	}
-	w := newCrowded(t, &wire.Server{Handle: handled, HeadTimeout: time.Second}, false)
+	w := newCrowded(t, &wire.Server{Handle: handled, HeadTimeout: time.Second, IdleTimeout: 6 * time.Second}, false)
 	start := time.Now()
 	var all sync.WaitGroup
 	for range conns {

@@ -13,7 +13,9 @@
 //     idles costs little, and one that sends half a head not much;
 //   - bytes that are not acceptable get [Server.Refuse]'s answer, so that no refusal goes out without a decision id and a
 //     record, and the connection ends so that the peer sees it;
-//   - each phase has its deadline, and bodies and answers a least rate;
+//   - each phase has its deadline, and bodies and answers a least rate. Requests of one caller that have come in part, beyond
+//     those it has places for, wait for their turn unread (see [Server.Whose]): thousands of connections on which next to
+//     nothing happens cost next to nothing;
 //   - HTTP/2 is there where ALPN chooses it, and stands under the same rules: see serveH2. A client never speaks it;
 //   - upgrades, redirects, cookies, compression and proxies do not exist here;
 //   - bytes that a server sends beyond its reply end the connection, and never answer the next request on it.
