@@ -52,7 +52,7 @@ type place struct {
 
 // take gives a's request, which has not come whole, a place. False: it stands in line for one.
 func (s *Server) take(a *admitted) bool {
-	if s.Whose == nil || a.repose == nil || a.place.free {
+	if s.Whose == nil || a.repose == nil || a.place.free || a.blind() {
 		return true
 	}
 	p := &s.places
@@ -79,6 +79,10 @@ func (s *Server) take(a *admitted) bool {
 	a.place.waits = l.waiting.PushBack(a)
 	return false
 }
+
+// blind says that of what is here only a first byte can be had without waiting: whether a request has come whole cannot be
+// told then. Neither TLS nor what the daemon accepts is such a connection.
+func (a *admitted) blind() bool { return a.raw == nil && a.lender == nil && a.bulk == nil }
 
 // leavePlace says that a's request has come whole, or never will: whoever is next has its place.
 func (s *Server) leavePlace(a *admitted) {
