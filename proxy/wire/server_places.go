@@ -11,8 +11,8 @@ import (
 
 // A request that has come in part occupies a goroutine and a desk until the rest has come, or its deadline, and then its
 // peer may come again: with thousands of connections, one caller could keep a ward busy with nothing else. So one caller
-// has places for some unfinished requests. Whoever brings whole requests never takes one. Of more than there are places
-// for, what has come is kept, and they wait for their turn, unread, one after another: they cost little more than
+// has places for some unfinished requests. Whoever brings whole requests, of a desk's size, never takes one; of a larger
+// head only a part is here at first. Of more than there are places for, what has come is kept, and they wait for their turn, unread, one after another: they cost little more than
 // connections that idle, next to no time, and may stay for as long as these. Their deadlines begin with their turn.
 
 // mostUnfinished is how many requests of one caller may be received at a time that have not come whole. Those of
